@@ -1,0 +1,69 @@
+# Everything a person does with this repository. `make` lists it.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Where pip looks for torch, for example PyTorch's index of CPU wheels (saves several GB of CUDA packages).
+TORCH_INDEX ?=
+RECEIPE ?= receipes/grpo-tiny-countdown-cpu.yaml
+ACCELERATE ?= configs/accelerate_configs/cpu.yaml
+# Overrides for the run, for example ARGS="--max_steps 20 --output_dir runs/try".
+ARGS ?=
+LOGDIR ?= runs
+
+PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c configs/constraints.txt
+
+.PHONY: help install install-gpu train cold-start test test-fast lint typecheck format bench tensorboard clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+$(BIN)/pip:
+	$(PYTHON) -m venv $(VENV) || { echo "error: cannot make $(VENV): install the venv module (Debian: python3-venv), or set PYTHON to a Python >= 3.11" >&2; exit 2; }
+
+# torch comes first and by itself, so that a CPU build of it satisfies everything else.
+$(BIN)/.installed: pyproject.toml configs/constraints.txt | $(BIN)/pip
+	$(PIP_INSTALL) torch==2.13.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	DS_BUILD_OPS=0 $(PIP_INSTALL) -e ".[dev]"
+	@touch $@
+
+install: $(BIN)/.installed ## create .venv with the pinned CPU dependencies
+
+install-gpu: $(BIN)/.installed ## add vLLM, DeepSpeed and flash attention for CUDA machines
+	$(PIP_INSTALL) -e ".[gpu,dev]"
+
+train: $(BIN)/.installed ## train (the tiny model on CPU, or RECEIPE=... ACCELERATE=... ARGS="...")
+	$(BIN)/accelerate launch --config_file $(ACCELERATE) scripts/run_r1_grpo.py --config $(RECEIPE) $(ARGS)
+
+cold-start: $(BIN)/.installed ## train the tiny model's starting point again (supervised, about 40 minutes)
+	$(BIN)/python scripts/run_cold_start.py --config receipes/sft-tiny-countdown.yaml $(ARGS)
+
+test: $(BIN)/.installed ## every test that needs no GPU (about ten minutes)
+	$(BIN)/python -m pytest scripts/mini_r1 tests
+
+test-fast: $(BIN)/.installed ## the tests that need no torch (seconds)
+	$(BIN)/python -m pytest scripts/mini_r1 tests -m "not slow" --ignore=scripts/mini_r1/trainer.py
+
+lint: $(BIN)/.installed ## check style
+	$(BIN)/ruff check scripts tests
+	$(BIN)/ruff format --check scripts tests
+
+format: $(BIN)/.installed ## apply style
+	$(BIN)/ruff check --fix scripts tests
+	$(BIN)/ruff format scripts tests
+
+typecheck: $(BIN)/.installed ## check types
+	$(BIN)/mypy
+
+bench: $(BIN)/.installed ## measure the generator and the padding trim against their plain counterparts
+	$(BIN)/python tests/benchmarks/bench_generator.py
+	$(BIN)/python tests/benchmarks/bench_trim.py
+
+tensorboard: $(BIN)/.installed ## watch the runs in LOGDIR
+	$(BIN)/tensorboard --logdir $(LOGDIR)
+
+clean: ## remove caches and the virtual environment (runs and samples stay)
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
+	find scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +

