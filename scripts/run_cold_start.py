@@ -11,24 +11,30 @@ already half knows: two-digit arithmetic, the format, and the habit of trying ag
    cheap practice in arithmetic.
 2. The rest shows the mixture that the policy is to start from: most traces give up too early with a wrong answer.
 
-Held-out puzzles of the canonical split are never shown. At the end the model samples answers to some of them at
-temperature 1 and the result is printed and written next to the weights.
+Held-out puzzles of the canonical split are never shown. At the end the model samples an answer to each of
+`eval_puzzles` of them at temperature 1; the result is printed and written next to the weights (`cold_start.json`).
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mini_r1 import traces
-from mini_r1.countdown import Puzzle, check_equation, generate_puzzles, held_out_share, is_held_out
+from mini_r1 import recipe, traces
+from mini_r1.completions import count_attempts, judge, response, thinking
+from mini_r1.countdown import Puzzle
+from mini_r1.puzzle_data import GENERATE, DataError, PuzzleSplit, load_puzzles
+from mini_r1.statistics import wilson_interval
 from run_r1_grpo import SYSTEM_PROMPT, USER_PROMPT, build_prompt
 
 # ChatML, as Qwen writes it: the tiny model sees the same turns as the article's 3 B model.
@@ -36,45 +42,94 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 # One token each, but ordinary text: they survive decoding with special tokens skipped.
 TAGS = ["<think>", "</think>", "<answer>", "</answer>"]
-# So are the sentences of the prompt that never change: 32 tokens a prompt instead of about 100, which nearly doubles
-# the speed of everything that is done with this model.
+# So are the sentences of the prompt that never change: 34 tokens a prompt instead of 114, which nearly doubles the
+# speed of everything that is done with this model.
 PHRASES = [SYSTEM_PROMPT, *re.split(r"\{\w+\}", USER_PROMPT)]
+
+EVAL_BATCH = 128
 
 
 @dataclass
 class ColdStartArguments:
-    """What the recipe says beyond SFTConfig."""
+    """What the recipe says beyond TRL's SFTConfig."""
 
     puzzles: int = field(default=100_000, metadata={"help": "Distinct puzzles to generate, held-out ones included."})
     puzzle_seed: int = field(default=0, metadata={"help": "Seed of the puzzles, the traces and their order."})
     number_counts: list[int] = field(default_factory=lambda: [3], metadata={"help": "How many numbers a puzzle has."})
     held_out_puzzles: int = field(default=1024, metadata={"help": "Puzzles' worth to hold out of training."})
     eval_puzzles: int = field(default=1024, metadata={"help": "Held-out puzzles to sample an answer for at the end."})
-    persistent_first_share: float = field(default=0.7, metadata={"help": "Share of training that never gives up."})
+    persistent_first_share: float = field(default=0.75, metadata={"help": "Share of training that never gives up."})
     give_up_share: float = field(default=0.8, metadata={"help": "Share of later traces that lose heart."})
     give_up_rate: float = field(default=0.8, metadata={"help": "Chance that those give up after a failed attempt."})
     max_attempts: int = field(default=12, metadata={"help": "Attempts after which any trace gives up."})
-    vocab_size: int = field(default=384, metadata={"help": "Size of the byte-level BPE vocabulary."})
+    vocab_size: int = field(default=384, metadata={"help": "Largest size of the byte-level BPE vocabulary."})
     hidden_size: int = field(default=128, metadata={"help": "Width of the model."})
     intermediate_size: int = field(default=384, metadata={"help": "Width of its feed-forward layers."})
     num_hidden_layers: int = field(default=5, metadata={"help": "Depth of the model."})
     num_attention_heads: int = field(default=4, metadata={"help": "Attention heads per layer."})
 
 
-def make_puzzles(args: ColdStartArguments) -> tuple[list[Puzzle], list[Puzzle]]:
-    """The training and the held-out side of the generated puzzles."""
-    puzzles = generate_puzzles(args.puzzles, seed=args.puzzle_seed, number_counts=args.number_counts, progress=True)
-    share = held_out_share(len(puzzles), args.held_out_puzzles)
-    train, held_out = [], []
-    for puzzle in puzzles:
-        (held_out if is_held_out(*puzzle, share=share) else train).append(puzzle)
-    return train, held_out
+def check_values(values: Any) -> None:
+    """Refuses values that cannot work. Raises RecipeError, which names the key."""
+    for key in ("persistent_first_share", "give_up_share", "give_up_rate"):
+        recipe.require(0 <= getattr(values, key) <= 1, key, "between 0 and 1", getattr(values, key))
+    for key in ("max_steps", "max_attempts", "eval_puzzles", "per_device_train_batch_size", "learning_rate"):
+        recipe.require(getattr(values, key) > 0, key, "positive", getattr(values, key))
+    recipe.require(values.vocab_size >= 300, "vocab_size", "at least 300 (256 bytes and the tags)", values.vocab_size)
+    recipe.require(
+        values.hidden_size % values.num_attention_heads == 0,
+        "hidden_size",
+        f"a multiple of num_attention_heads ({values.num_attention_heads})",
+        values.hidden_size,
+    )
 
 
-def make_tokenizer(texts: list[str], vocab_size: int) -> Any:
+# --------------------------------------------------------------------------------------------------------------------
+# Traces
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def write_traces(split: PuzzleSplit, count: int, args: ColdStartArguments) -> list[tuple[Puzzle, str]]:
+    """`count` traces over training puzzles, in the order of the curriculum; a puzzle may come again with another."""
+    rng = np.random.default_rng(args.puzzle_seed)
+    mixture_from = int(args.persistent_first_share * count)
+    examples: list[tuple[Puzzle, str]] = []
+    while len(examples) < count:
+        puzzle = split.train[int(rng.integers(len(split.train)))]
+        trace = traces.write_trace(
+            puzzle,
+            rng,
+            give_up_share=0.0 if len(examples) < mixture_from else args.give_up_share,
+            give_up_rate=args.give_up_rate,
+            max_attempts=args.max_attempts,
+        )
+        if trace is not None:
+            examples.append((puzzle, trace))
+    return examples
+
+
+def order_examples(lengths: Sequence[int], batch_size: int, seed: int, window: int = 50) -> list[int]:
+    """Indices that keep the curriculum's order but put examples of like length into one batch.
+
+    Within windows of `window` batches examples are sorted by length and cut into batches, whose order is shuffled.
+    """
+    rng = np.random.default_rng(seed)
+    order: list[int] = []
+    for start in range(0, len(lengths), window * batch_size):
+        indices = sorted(range(start, min(start + window * batch_size, len(lengths))), key=lengths.__getitem__)
+        batches = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
+        order.extend(index for b in rng.permutation(len(batches)) for index in batches[b])
+    return order
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Tokenizer and model
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def make_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
     """A byte-level BPE with single digits, trained on `texts` with Qwen2's own pre-tokenizer.
 
     transformers rebuilds the pre-tokenizer of a `qwen2` checkpoint from its class, so a tokenizer trained with any
@@ -86,7 +141,7 @@ def make_tokenizer(texts: list[str], vocab_size: int) -> Any:
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = Qwen2Tokenizer()._tokenizer.pre_tokenizer
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(SPECIAL_TOKENS) - len(TAGS) - len(PHRASES),
+        vocab_size=vocab_size - len(TAGS) - len(PHRASES) - 3,  # 3: the special tokens
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -100,59 +155,16 @@ def make_tokenizer(texts: list[str], vocab_size: int) -> Any:
         model_max_length=1024,
     )
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
-    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in [*TAGS, *PHRASES]])
+    tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in [*TAGS, *PHRASES]])
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 
 
-def order_examples(lengths: list[int], batch_size: int, rng: np.random.Generator, window: int = 50) -> list[int]:
-    """Indices that keep the curriculum's order but put examples of like length into one batch.
+def make_model(args: ColdStartArguments, tokenizer: Any) -> Any:
+    """A freshly initialised Qwen2-architecture model."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    Within windows of `window` batches examples are sorted by length and cut into batches, whose order is shuffled.
-    """
-    order: list[int] = []
-    for start in range(0, len(lengths), window * batch_size):
-        indices = sorted(range(start, min(start + window * batch_size, len(lengths))), key=lengths.__getitem__)
-        batches = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
-        order.extend(index for b in rng.permutation(len(batches)) for index in batches[b])
-    return order
-
-
-def main() -> None:
-    from datasets import Dataset
-    from transformers import Qwen2Config, Qwen2ForCausalLM, set_seed
-    from trl import SFTConfig, SFTTrainer, TrlParser
-
-    args, training_args = TrlParser((ColdStartArguments, SFTConfig)).parse_args_and_config()
-    set_seed(training_args.seed)
-    rng = np.random.default_rng(args.puzzle_seed)
-    train, held_out = make_puzzles(args)
-
-    # ---- tokenizer -------------------------------------------------------------------------------------------------
-    examples: list[tuple[Puzzle, str]] = []
-    wanted = training_args.max_steps * training_args.per_device_train_batch_size
-    mixture_from = int(args.persistent_first_share * wanted)
-    while len(examples) < wanted:
-        puzzle = train[int(rng.integers(len(train)))]
-        share = 0.0 if len(examples) < mixture_from else args.give_up_share
-        trace = traces.write_trace(
-            puzzle, rng, give_up_share=share, give_up_rate=args.give_up_rate, max_attempts=args.max_attempts
-        )
-        if trace is not None:
-            examples.append((puzzle, trace))
-    tokenizer = make_tokenizer([*(trace for _, trace in examples[:2000]), *["system user assistant\n"] * 100], args.vocab_size)
-
-    # ---- data ------------------------------------------------------------------------------------------------------
-    prompts = [build_prompt(tokenizer, *puzzle) for puzzle, _ in examples]
-    completions = [trace + tokenizer.eos_token for _, trace in examples]
-    lengths = [len(ids) for ids in tokenizer(completions)["input_ids"]]
-    order = order_examples(lengths, training_args.per_device_train_batch_size, rng)
-    dataset = Dataset.from_dict({"prompt": [prompts[i] for i in order], "completion": [completions[i] for i in order]})
-    prompt_tokens = len(tokenizer(prompts[0])["input_ids"])
-    print(f"{len(order)} traces; prompt {prompt_tokens} tokens, completion {np.mean(lengths):.0f} on average")
-
-    # ---- model -----------------------------------------------------------------------------------------------------
-    model = Qwen2ForCausalLM(
+    return Qwen2ForCausalLM(
         Qwen2Config(
             vocab_size=len(tokenizer),
             hidden_size=args.hidden_size,
@@ -167,52 +179,123 @@ def main() -> None:
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    print(f"{model.num_parameters() / 1e6:.2f} M parameters, {len(tokenizer)} tokens in the vocabulary")
 
-    # ---- train -----------------------------------------------------------------------------------------------------
+
+# --------------------------------------------------------------------------------------------------------------------
+# Held-out success
+# --------------------------------------------------------------------------------------------------------------------
+
+_STEP = re.compile(r"\b(\d{1,9})([-+*/])(\d{1,9})=(\d{1,9})\b")
+
+
+def check_arithmetic(texts: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """For each operation, how many of the steps written in the traces' notation are right: symbol -> (right, all)."""
+    counts = {symbol: [0, 0] for symbol in "+-*/"}
+    for text in texts:
+        for left, symbol, right, result in _STEP.findall(text):
+            a, b, c = int(left), int(right), int(result)
+            right_result = {"+": a + b == c, "-": a - b == c, "*": a * b == c, "/": b != 0 and a == b * c}[symbol]
+            counts[symbol][0] += right_result
+            counts[symbol][1] += 1
+    return {symbol: (right, total) for symbol, (right, total) in counts.items()}
+
+
+def sample_held_out(model: Any, tokenizer: Any, puzzles: Sequence[Puzzle], max_new_tokens: int) -> dict[str, Any]:
+    """One sampled answer per puzzle at temperature 1.0: pass@1, reasons, lengths, and how sound the arithmetic is."""
+    import torch
+
+    model.eval()
+    tokenizer.padding_side = "left"
+    texts: list[str] = []
+    lengths: list[int] = []
+    for start in range(0, len(puzzles), EVAL_BATCH):
+        prompts = [build_prompt(tokenizer, *puzzle) for puzzle in puzzles[start : start + EVAL_BATCH]]
+        inputs = tokenizer(prompts, return_tensors="pt", padding=True).to(model.device)
+        with torch.no_grad():
+            out = model.generate(
+                **inputs, max_new_tokens=max_new_tokens, do_sample=True, temperature=1.0, top_k=0, top_p=1.0
+            )
+        out = out[:, inputs["input_ids"].shape[1] :]
+        texts.extend(tokenizer.batch_decode(out, skip_special_tokens=True))
+        lengths.extend((out != tokenizer.pad_token_id).sum(dim=1).tolist())
+    responses = [response(text) for text in texts]
+    reasons = Counter(judge(text, *puzzle).reason.value for text, puzzle in zip(responses, puzzles, strict=True))
+    low, high = wilson_interval(reasons["correct"], len(puzzles))
+    for puzzle, text in list(zip(puzzles, responses, strict=True))[:5]:
+        print(f"\nnumbers {list(puzzle.nums)}, target {puzzle.target}\n{text}")
+    return {
+        "puzzles": len(puzzles),
+        "pass@1": round(reasons["correct"] / len(puzzles), 4),
+        "pass@1_95%_interval": [round(low, 4), round(high, 4)],
+        "reasons": dict(reasons.most_common()),
+        "mean_tokens": round(float(np.mean(lengths)), 1),
+        "mean_attempts": round(float(np.mean([count_attempts(thinking(text)) for text in responses])), 2),
+        "arithmetic_right": {
+            symbol: f"{right} of {total}" for symbol, (right, total) in check_arithmetic(responses).items()
+        },
+    }
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Main
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def main(argv: list[str]) -> None:
+    from datasets import Dataset
+    from transformers import set_seed
+    from trl import SFTConfig, SFTTrainer
+
+    # ---- recipe and puzzles ----------------------------------------------------------------------------------------
+    try:
+        args, training_args = recipe.parse((ColdStartArguments, SFTConfig), argv, check_values)
+        split = load_puzzles(
+            GENERATE,
+            rows=args.puzzles,
+            seed=args.puzzle_seed,
+            held_out_puzzles=args.held_out_puzzles,
+            number_counts=args.number_counts,
+        )
+    except (recipe.RecipeError, DataError) as error:
+        recipe.fail(str(error))
+    set_seed(training_args.seed)
+
+    # ---- traces and tokenizer --------------------------------------------------------------------------------------
+    batch_size = training_args.per_device_train_batch_size
+    examples = write_traces(split, training_args.max_steps * batch_size, args)
+    roles = ["system user assistant\n"] * 100  # so that each becomes one token
+    tokenizer = make_tokenizer([*(trace for _, trace in examples[-2000:]), *roles], args.vocab_size)
+    prompts = [build_prompt(tokenizer, *puzzle) for puzzle, _ in examples]
+    completions = [trace + tokenizer.eos_token for _, trace in examples]
+    lengths = [len(ids) for ids in tokenizer(completions)["input_ids"]]
+    order = order_examples(lengths, batch_size, seed=args.puzzle_seed)
+    dataset = Dataset.from_dict({"prompt": [prompts[i] for i in order], "completion": [completions[i] for i in order]})
+    print(
+        f"{len(order)} traces over {len(split.train)} puzzles; a prompt has {len(tokenizer(prompts[0])['input_ids'])} "
+        f"tokens, a trace {np.mean(lengths):.0f} on average and {max(lengths)} at most"
+    )
+
+    # ---- model and training ----------------------------------------------------------------------------------------
+    model = make_model(args, tokenizer)
+    print(f"{model.num_parameters() / 1e6:.2f} M parameters, {len(tokenizer)} tokens in the vocabulary")
     started = time.monotonic()
     trainer = SFTTrainer(model=model, args=training_args, train_dataset=dataset, processing_class=tokenizer)
     trainer.train()
     minutes = (time.monotonic() - started) / 60
     trainer.save_model(training_args.output_dir)
+    tokenizer.save_pretrained(training_args.output_dir)
 
-    # ---- held-out --------------------------------------------------------------------------------------------------
-    result = sample_held_out(trainer.model, tokenizer, held_out[: args.eval_puzzles])
-    result |= {"train_minutes": round(minutes, 1), "parameters": model.num_parameters()}
-    Path(training_args.output_dir, "cold_start.json").write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
-
-
-def sample_held_out(model: Any, tokenizer: Any, puzzles: list[Puzzle]) -> dict[str, Any]:
-    """One sampled answer per puzzle at temperature 1.0: pass@1, reasons and lengths."""
-    import collections
-
-    import torch
-
-    model.eval()
-    reasons: collections.Counter[str] = collections.Counter()
-    tokens = []
-    tokenizer.padding_side = "left"
-    for start in range(0, len(puzzles), 128):
-        batch = puzzles[start : start + 128]
-        inputs = tokenizer([build_prompt(tokenizer, *p) for p in batch], return_tensors="pt", padding=True)
-        with torch.no_grad():
-            out = model.generate(**inputs, max_new_tokens=300, do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
-        for puzzle, row in zip(batch, out[:, inputs["input_ids"].shape[1] :], strict=True):
-            text = tokenizer.decode(row, skip_special_tokens=True)
-            if start == 0 and len(tokens) < 8:
-                print(puzzle, text)
-            tokens.append(int((row != tokenizer.pad_token_id).sum()))
-            m = re.search("<answer>(.*)</answer>", text)
-            reasons[check_equation(m[1] if m else "", *puzzle).reason.value] += 1
-            # arithmetic
-            for a, op, b, c in re.findall(r"(\d+)([-+*/])(\d+)=(\d+)", text):
-                a, b, c = int(a), int(b), int(c)
-                good = {"+": a + b == c, "-": a - b == c, "*": a * b == c, "/": b != 0 and a == b * c}[op]
-                reasons["arith" + op] += 1
-                reasons["arith_ok" + op] += good
-    return {"puzzles": len(puzzles), "pass@1": reasons["correct"] / len(puzzles), "reasons": dict(reasons), "tokens": float(np.mean(tokens))}
+    # ---- held-out success ------------------------------------------------------------------------------------------
+    result = sample_held_out(trainer.model, tokenizer, split.held_out[: args.eval_puzzles], 2 * max(lengths))
+    result |= {"parameters": model.num_parameters(), "training_minutes": round(minutes, 1)}
+    text = json.dumps(result, indent=2)
+    Path(training_args.output_dir, "cold_start.json").write_text(text + "\n")
+    print(f"\nheld-out puzzles, one sample each at temperature 1:\n{text}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    if "--help" in sys.argv[1:] or "-h" in sys.argv[1:]:
+        recipe.print_short_help(__doc__, ColdStartArguments)
+        sys.exit()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    main(sys.argv[1:])

@@ -319,6 +319,8 @@ def main(argv: list[str]) -> None:
     from trl import GRPOConfig, ModelConfig, get_kbit_device_map, get_peft_config, get_quantization_config
 
     # ---- recipe ----------------------------------------------------------------------------------------------------
+    if "--help_all" in argv:
+        argv = ["--help"]
     try:
         model_args, script_args, training_args = recipe.parse(
             (ModelConfig, ScriptArguments, GRPOConfig), argv, check_values
@@ -352,7 +354,7 @@ def main(argv: list[str]) -> None:
     train_dataset = prompt_dataset(split.train, tokenizer, script_args.max_prompt_tokens)
     eval_dataset = prompt_dataset(split.held_out[: script_args.eval_puzzles], tokenizer, script_args.max_prompt_tokens)
     if not len(train_dataset) or (evaluates and not len(eval_dataset)):
-        recipe.fail("no puzzle is left to train or evaluate on: raise max_prompt_tokens, held_out_puzzles or dataset_rows")
+        recipe.fail("no puzzle is left to train or evaluate on: raise max_prompt_tokens or dataset_rows")
 
     quantization = get_quantization_config(model_args)
     training_args.model_init_kwargs = {

@@ -19,7 +19,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -42,7 +42,7 @@ MAX_HELD_OUT_SHARE = 0.10
 DEFAULT_HELD_OUT_PUZZLES = 1024
 
 
-class Reason(str, Enum):
+class Reason(StrEnum):
     """Why an answer was accepted or not: the one vocabulary of rewards, sample logs, evaluation and reports.
 
     The first two are given by `mini_r1.completions` (they concern the completion), the others by `check_equation`.
@@ -93,7 +93,7 @@ _NEGATE = "~"  # unary minus on the operator stack and in postfix; cannot occur 
 _PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2, _NEGATE: 3}
 
 
-class _Rejected(Exception):
+class _RejectedError(Exception):
     """Internal to the parser: carries the reason out of nested scanning; never leaves `check_equation`."""
 
     def __init__(self, reason: Reason):
@@ -104,7 +104,7 @@ def _tokenize(text: str) -> list[int | str]:
     """Splits an equation into ints and one-character symbols.
 
     Raises:
-        _Rejected: on a character outside the alphabet or a number with leading zeros.
+        _RejectedError: on a character outside the alphabet or a number with leading zeros.
     """
     tokens: list[int | str] = []
     position = 0
@@ -115,14 +115,14 @@ def _tokenize(text: str) -> list[int | str]:
             while end < len(text) and text[end] in _DIGITS:
                 end += 1
             if char == "0" and end > position + 1:
-                raise _Rejected(Reason.MALFORMED)
+                raise _RejectedError(Reason.MALFORMED)
             tokens.append(int(text[position:end]))
             position = end
             continue
         if char in _SYMBOLS:
             tokens.append(char)
         elif not char.isspace():
-            raise _Rejected(Reason.ILLEGAL_CHARACTER)
+            raise _RejectedError(Reason.ILLEGAL_CHARACTER)
         position += 1
     return tokens
 
@@ -131,7 +131,7 @@ def _to_postfix(tokens: list[int | str]) -> list[int | str]:
     """Orders infix tokens for evaluation (Dijkstra's shunting-yard: iterative, so no input can exhaust the stack).
 
     Raises:
-        _Rejected: when the tokens do not form exactly one equation, or nest deeper than MAX_NESTING.
+        _RejectedError: when the tokens do not form exactly one equation, or nest deeper than MAX_NESTING.
     """
     output: list[int | str] = []
     operators: list[str] = []
@@ -145,19 +145,19 @@ def _to_postfix(tokens: list[int | str]) -> list[int | str]:
             elif token == "(":
                 depth += 1
                 if depth > MAX_NESTING:
-                    raise _Rejected(Reason.TOO_LONG)
+                    raise _RejectedError(Reason.TOO_LONG)
                 operators.append(token)
             elif token == "-":
                 operators.append(_NEGATE)
             else:
-                raise _Rejected(Reason.MALFORMED)
+                raise _RejectedError(Reason.MALFORMED)
         elif isinstance(token, int) or token == "(":
-            raise _Rejected(Reason.MALFORMED)  # implicit multiplication
+            raise _RejectedError(Reason.MALFORMED)  # implicit multiplication
         elif token == ")":
             while operators and operators[-1] != "(":
                 output.append(operators.pop())
             if not operators:
-                raise _Rejected(Reason.MALFORMED)
+                raise _RejectedError(Reason.MALFORMED)
             operators.pop()
             depth -= 1
         else:
@@ -166,7 +166,7 @@ def _to_postfix(tokens: list[int | str]) -> list[int | str]:
             operators.append(token)
             operand_expected = True
     if operand_expected or depth:
-        raise _Rejected(Reason.MALFORMED)
+        raise _RejectedError(Reason.MALFORMED)
     output.extend(reversed(operators))
     return output
 
@@ -175,7 +175,7 @@ def _evaluate(postfix: list[int | str]) -> Fraction:
     """Exact value of a postfix equation.
 
     Raises:
-        _Rejected: on a division by zero.
+        _RejectedError: on a division by zero.
     """
     stack: list[tuple[int, int]] = []  # (numerator, denominator); reduced only once, at the end
     for token in postfix:
@@ -194,7 +194,7 @@ def _evaluate(postfix: list[int | str]) -> Fraction:
         elif token == "*":
             stack.append((left_num * right_num, left_den * right_den))
         elif right_num == 0:
-            raise _Rejected(Reason.DIVISION_BY_ZERO)
+            raise _RejectedError(Reason.DIVISION_BY_ZERO)
         else:
             stack.append((left_num * right_den, left_den * right_num))
     ((numerator, denominator),) = stack
@@ -231,7 +231,7 @@ def check_equation(equation: str, nums: Sequence[int], target: int) -> Verdict:
         if sorted(token for token in tokens if isinstance(token, int)) != sorted(nums):
             return Verdict(Reason.WRONG_NUMBERS)
         value = _evaluate(postfix)
-    except _Rejected as rejected:
+    except _RejectedError as rejected:
         return Verdict(rejected.reason)
     return Verdict(Reason.CORRECT if value == target else Reason.WRONG_VALUE, value)
 

@@ -140,7 +140,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"cannot read the recipe {path}: {error}") from error
     try:
-        recipe = yaml.load(text, Loader=UniqueKeyLoader)  # noqa: S506 - a SafeLoader
+        recipe = yaml.load(text, Loader=UniqueKeyLoader)  # a SafeLoader: plain values only
     except (yaml.YAMLError, RecursionError, TypeError, ValueError) as error:
         if isinstance(error, RecipeError):
             raise

@@ -54,9 +54,7 @@ def set_up_logging(training_args: Any) -> None:
 def _is_complete(checkpoint: Path) -> bool:
     """Whether a checkpoint holds weights and the trainer's state, which is written last of what every rank needs."""
     weights = ("*.safetensors", "*.bin", "global_step*", "pytorch_model_fsdp_0", "*.distcp")
-    return (checkpoint / "trainer_state.json").is_file() and any(
-        any(checkpoint.glob(pattern)) for pattern in weights
-    )
+    return (checkpoint / "trainer_state.json").is_file() and any(any(checkpoint.glob(pattern)) for pattern in weights)
 
 
 def find_checkpoint(training_args: Any) -> str | None:
@@ -68,7 +66,9 @@ def find_checkpoint(training_args: Any) -> str | None:
     explicit = training_args.resume_from_checkpoint
     if explicit and str(explicit).lower() not in ("true", "false"):
         if not Path(explicit, "trainer_state.json").is_file():
-            raise RecipeError(f"resume_from_checkpoint: {explicit} is no checkpoint folder (no trainer_state.json in it)")
+            raise RecipeError(
+                f"resume_from_checkpoint: {explicit} is no checkpoint folder (no trainer_state.json in it)"
+            )
         return str(explicit)
     if str(explicit).lower() == "false":
         return None
@@ -125,9 +125,7 @@ def _hardware() -> dict[str, Any]:
             "machine": platform.machine()}  # fmt: skip
 
 
-def open_run(
-    training_args: Any, resume_from: str | None, argv: list[str], split: PuzzleSplit, *arguments: Any
-) -> Run:
+def open_run(training_args: Any, resume_from: str | None, argv: list[str], split: PuzzleSplit, *arguments: Any) -> Run:
     """Names the run, writes `run.json`, and prepares its sample folder; every rank gets the same name.
 
     A resumed run keeps its name, so that its samples go on in the same files; any other run gets a new one.
@@ -208,7 +206,7 @@ def held_out_curve(log_history: list[dict[str, Any]], puzzles: int) -> list[dict
 
 
 def close_run(run: Run, trainer: Any) -> None:
-    """Evaluates once more if the last step was not, writes `held_out.json`, and says what came out and what is where."""
+    """Evaluates the last step if it was not yet, writes `held_out.json`, and says what came out and what is where."""
     curve: list[dict[str, float]] = []
     if trainer.eval_dataset is not None:
         puzzles = len(trainer.eval_dataset)
@@ -234,7 +232,7 @@ def close_run(run: Run, trainer: Any) -> None:
         f"  samples as JSONL: {run.folder / 'samples'}/",
         f"  model:            {run.folder}/ (checkpoints: {run.folder}/checkpoint-*)",
         f"  TensorBoard:      make tensorboard, or tensorboard --logdir {run.folder / 'tensorboard'}",
-        "What to try next: read success_completion_samples.txt from the top and from the end; change one value in the",
-        "recipe (num_generations, learning_rate, number_counts) and give it another --output_dir; see receipes/README.md.",
+        "What to try next: read success_completion_samples.txt from the top and from the end; then change one value of",
+        "the recipe (num_generations, learning_rate, number_counts) with another --output_dir; see receipes/README.md.",
     ]
     print("\n".join(lines), flush=True)

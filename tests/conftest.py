@@ -1,0 +1,85 @@
+"""What the tests share: starting the real programs as a user does, in a clean environment."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY_MODEL = ROOT / "configs" / "tiny-countdown"
+TINY_RECIPE = ROOT / "receipes" / "grpo-tiny-countdown-cpu.yaml"
+ACCELERATE_CONFIGS = ROOT / "configs" / "accelerate_configs"
+
+# The tiny recipe cut down to a few seconds of work.
+QUICK = {
+    "max_steps": 2,
+    "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 1,
+    "num_generations": 4,
+    "max_completion_length": 32,
+    "dataset_rows": 300,
+    "eval_puzzles": 16,
+    "per_device_eval_batch_size": 16,
+    "eval_steps": 2,
+    "save_steps": 1,
+    "sample_share": 1.0,
+}
+
+
+def program_environment(**extra: str) -> dict[str, str]:
+    """The environment for a started program: no launcher variables of ours, no network, no colours."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "PYTEST_"))}
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TENSORBOARD_LOGGING_DIR"):
+        env.pop(name, None)
+    return env | {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1", **extra}
+
+
+def flags(**values: object) -> list[str]:
+    return [part for key, value in values.items() for part in (f"--{key}", str(value))]
+
+
+class Launcher:
+    """Runs `run_r1_grpo.py` through `accelerate launch`, from the repository's root, as README says."""
+
+    def command(self, config: str, recipe: Path, launch_flags: list[str], **overrides: object) -> list[str]:
+        return [
+            sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch",
+            "--config_file", str(ACCELERATE_CONFIGS / config), *launch_flags,
+            "scripts/run_r1_grpo.py", "--config", str(recipe), *flags(**overrides),
+        ]  # fmt: skip
+
+    def start(
+        self, config: str = "cpu.yaml", recipe: Path = TINY_RECIPE, launch_flags: tuple[str, ...] = (), **overrides: object
+    ) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.command(config, recipe, list(launch_flags), **overrides),
+            cwd=ROOT, env=program_environment(), text=True, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def run(self, *args: object, timeout: float = 600, **kwargs: object) -> tuple[int, str]:
+        """Exit code and the whole output; nothing that was started survives."""
+        process = self.start(*args, **kwargs)  # type: ignore[arg-type]
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        finally:
+            kill_group(process)
+        return process.returncode, output
+
+
+def kill_group(process: subprocess.Popen[str]) -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
+
+
+@pytest.fixture(scope="session")
+def launcher() -> Launcher:
+    return Launcher()

@@ -1,0 +1,193 @@
+"""Real runs of the real script: started by `accelerate launch`, as a user starts them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from conftest import QUICK, ROOT, Launcher, kill_group
+
+pytestmark = pytest.mark.slow
+
+
+def scalars(run: Path) -> dict[str, list[float]]:
+    """TensorBoard's scalars of a run folder, by tag."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found: dict[str, list[float]] = {}
+    for folder in {path.parent for path in (run / "tensorboard").rglob("events*")}:
+        events = EventAccumulator(str(folder)).Reload()
+        for tag in events.Tags()["scalars"]:
+            found.setdefault(tag, []).extend(event.value for event in events.Scalars(tag))
+    return found
+
+
+def jsonl(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_run_leaves_everything_that_readme_promises(launcher: Launcher, tmp_path: Path):
+    run, samples = tmp_path / "run", tmp_path / "samples"
+    code, output = launcher.run(**QUICK, output_dir=run, completion_samples_dir=samples)
+    assert code == 0, output
+
+    # The run describes itself.
+    description = json.loads((run / "run.json").read_text())
+    assert description["recipe"]["max_steps"] == 2
+    assert description["recipe"]["num_generations"] == 4
+    assert description["versions"]["trl"] == "1.16.0"
+    assert description["split"]["train_puzzles"] + description["split"]["held_out_puzzles"] == 300
+
+    # Held-out success before and after, on stdout and as JSON.
+    curve = json.loads((run / "held_out.json").read_text())
+    assert [point["step"] for point in curve] == [0, 2]
+    assert all(0 <= point["low"] <= point["pass@1"] <= point["high"] <= 1 for point in curve)
+    assert "held-out success before" in output
+    assert "held-out success after" in output
+    assert str(run) in output
+
+    # Samples: readable ones under the run's own name and behind the fixed name, the same ones as JSONL.
+    text = (samples / "completion_samples.txt").read_text()
+    assert text == (samples / description["name"] / "completion_samples.txt").read_text()
+    records = jsonl(run / "samples" / "completion_samples.jsonl")
+    trained = [record for record in records if record["split"] == "train"]
+    assert len(trained) == 2 * 8  # two steps of eight completions, sample_share 1.0
+    assert len(records) - len(trained) == 2 * 16  # two evaluations of sixteen puzzles
+    assert text.count("verdict: ") == len(records)
+    assert all(record["response"].startswith("<think>") for record in records)
+
+    # TensorBoard shows what the glossary lists.
+    logged = scalars(run)
+    for tag in (
+        "train/rewards/format_reward_func/mean",
+        "train/rewards/equation_reward_func/mean",
+        "train/completions/mean_length",
+        "train/completions/clipped_ratio",
+        "train/thinking/mean_length",
+        "train/thinking/attempts",
+        "train/thinking/self_corrections",
+        "train/reason/correct",
+        "train/reason/no_answer",
+        "eval/rewards/equation_reward_func/mean",
+    ):
+        assert tag in logged, sorted(logged)
+    shares = [sum(values) for values in zip(*(v for t, v in logged.items() if t.startswith("train/reason/")), strict=True)]
+    assert shares == pytest.approx([1.0] * len(shares))
+
+    # A checkpoint, a final model, a model card.
+    assert (run / "checkpoint-2" / "optimizer.pt").is_file()
+    assert (run / "README.md").is_file()
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(run), AutoTokenizer.from_pretrained(run)
+    assert model.config.vocab_size == len(tokenizer)
+
+
+def test_a_killed_run_goes_on_from_its_newest_checkpoint(launcher: Launcher, tmp_path: Path):
+    run = tmp_path / "run"
+    settings = {**QUICK, "max_steps": 3, "eval_strategy": "no", "eval_on_start": False, "output_dir": run}
+    settings |= {"completion_samples_dir": tmp_path / "samples"}
+    process = launcher.start(**{**settings, "max_steps": 10_000})
+    try:
+        deadline = time.monotonic() + 300
+        while not (run / "checkpoint-2" / "trainer_state.json").is_file():
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+    finally:
+        kill_group(process)
+    newest = max(int(path.name.split("-")[1]) for path in run.glob("checkpoint-*"))
+    first = json.loads((run / "run.json").read_text())
+    # A half-written checkpoint, as a kill in the middle of saving leaves one.
+    (run / f"checkpoint-{newest + 1}").mkdir(exist_ok=True)
+    (run / f"checkpoint-{newest + 1}" / "trainer_state.json").unlink(missing_ok=True)
+
+    code, output = launcher.run(**{**settings, "max_steps": newest + 2})
+    assert code == 0, output
+    assert f"checkpoint-{newest + 1} is incomplete" in output
+    second = json.loads((run / "run.json").read_text())
+    assert second["resumed_from"] is not None
+    assert second["name"] == first["name"]  # its samples go on in the same files
+    state = json.loads((run / "trainer_state.json").read_text())
+    assert state["global_step"] == newest + 2
+    steps = [entry["step"] for entry in state["log_history"] if "reward" in entry]
+    assert steps == list(range(1, newest + 3))  # none lost, none twice
+
+    code, output = launcher.run(**{**settings, "max_steps": newest + 2})
+    assert code != 0
+    assert "is finished" in output
+    assert "--output_dir" in output
+
+
+def test_zero3_on_two_cpu_processes(launcher: Launcher, tmp_path: Path):
+    run = tmp_path / "run"
+    code, output = launcher.run(
+        config="deepspeed_zero3.yaml",
+        launch_flags=("--cpu", "--num_processes", "2", "--mixed_precision", "no"),
+        **{**QUICK, "per_device_eval_batch_size": 8},
+        output_dir=run,
+        completion_samples_dir=tmp_path / "samples",
+    )
+    assert code == 0, output
+    records = jsonl(run / "samples" / "completion_samples.jsonl")
+    assert {record["rank"] for record in records} == {0, 1}
+    assert sum(record["split"] == "train" for record in records) == 2 * 2 * 8
+    assert (run / "model.safetensors").is_file()  # gathered from both ranks
+    from safetensors import safe_open
+
+    with safe_open(run / "model.safetensors", "pt") as weights:
+        assert weights.get_tensor("model.embed_tokens.weight").numel() > 0
+    assert any((run / "checkpoint-2").glob("global_step*"))
+
+
+def test_lora(launcher: Launcher, tmp_path: Path):
+    run = tmp_path / "run"
+    code, output = launcher.run(
+        **QUICK,
+        output_dir=run,
+        completion_samples_dir=tmp_path / "samples",
+        use_peft=True,
+        lora_r=4,
+        learning_rate=1e-3,
+    )
+    assert code == 0, output
+    assert json.loads((run / "adapter_config.json").read_text())["r"] == 4
+    assert (run / "adapter_model.safetensors").is_file()
+    assert not (run / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        pytest.param({"learning_rat": 1}, "learning_rat", id="unknown key"),
+        pytest.param({"learning_rate": "fast"}, "learning_rate", id="wrong type"),
+        pytest.param({"temperature": 0}, "temperature must be positive", id="impossible value"),
+        pytest.param({"num_generations": 7}, "no multiple of num_generations (7)", id="batch arithmetic"),
+        pytest.param({"model_name_or_path": "./nowhere"}, "model_name_or_path", id="no such model"),
+        pytest.param({"dataset_id_or_path": "./nowhere.jsonl"}, "does not exist", id="no such file"),
+        pytest.param({"dataset_id_or_path": "nobody/nothing"}, "dataset_id_or_path: generate", id="unreachable Hub"),
+        pytest.param({"number_counts": 9}, "number_counts", id="too many numbers"),
+        pytest.param({"resume_from_checkpoint": "nowhere"}, "resume_from_checkpoint", id="no such checkpoint"),
+    ],
+)
+def test_bad_input_ends_with_one_line_that_names_the_key(overrides: dict, message: str, tmp_path: Path):
+    import subprocess
+    import sys
+
+    from conftest import TINY_RECIPE, flags, program_environment
+
+    done = subprocess.run(
+        [sys.executable, "scripts/run_r1_grpo.py", "--config", TINY_RECIPE, "--output_dir", tmp_path, *flags(**overrides)],
+        cwd=ROOT, env=program_environment(), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.stderr
+    assert message in errors[0]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run.json").exists()
