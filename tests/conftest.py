@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -54,7 +55,11 @@ class Launcher:
         ]  # fmt: skip
 
     def start(
-        self, config: str = "cpu.yaml", recipe: Path = TINY_RECIPE, launch_flags: tuple[str, ...] = (), **overrides: object
+        self,
+        config: str = "cpu.yaml",
+        recipe: Path = TINY_RECIPE,
+        launch_flags: tuple[str, ...] = (),
+        **overrides: object,
     ) -> subprocess.Popen[str]:
         return subprocess.Popen(
             self.command(config, recipe, list(launch_flags), **overrides),
@@ -73,10 +78,8 @@ class Launcher:
 
 
 def kill_group(process: subprocess.Popen[str]) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from conftest import QUICK, ROOT, Launcher, kill_group
 
 pytestmark = pytest.mark.slow
@@ -75,7 +76,9 @@ def test_a_run_leaves_everything_that_readme_promises(launcher: Launcher, tmp_pa
         "eval/rewards/equation_reward_func/mean",
     ):
         assert tag in logged, sorted(logged)
-    shares = [sum(values) for values in zip(*(v for t, v in logged.items() if t.startswith("train/reason/")), strict=True)]
+    shares = [
+        sum(values) for values in zip(*(v for t, v in logged.items() if t.startswith("train/reason/")), strict=True)
+    ]
     assert shares == pytest.approx([1.0] * len(shares))
 
     # A checkpoint, a final model, a model card.
@@ -181,8 +184,9 @@ def test_bad_input_ends_with_one_line_that_names_the_key(overrides: dict, messag
 
     from conftest import TINY_RECIPE, flags, program_environment
 
+    command = [sys.executable, "scripts/run_r1_grpo.py", "--config", TINY_RECIPE, "--output_dir", tmp_path]
     done = subprocess.run(
-        [sys.executable, "scripts/run_r1_grpo.py", "--config", TINY_RECIPE, "--output_dir", tmp_path, *flags(**overrides)],
+        [*command, *flags(**overrides)],
         cwd=ROOT, env=program_environment(), capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr

@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from run_r1_grpo import build_prompt
 
 pytestmark = pytest.mark.slow
 
 NUMS, TARGET = [44, 19, 35], 98
 LLAMA_TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + m['content']"
-    " + '<|eot_id|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
-    "{% endif %}"
+    "{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' }}"
+    "{{ m['content'] + '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
 )
 
 
@@ -98,7 +99,8 @@ def test_tiny_tokenizer_survives_saving_and_loading(tmp_path: Path):
     assert AutoConfig.from_pretrained(tmp_path).model_type == "qwen2"
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     texts = [
-        build_prompt(tokenizer, NUMS, TARGET) + "\n44+19=63, 63+35=98 yes!\n</think>\n<answer>(44+19)+35</answer><|im_end|>",
+        build_prompt(tokenizer, NUMS, TARGET)
+        + "\n44+19=63, 63+35=98 yes!\n</think>\n<answer>(44+19)+35</answer><|im_end|>",
         "words it never saw, été, 数字 and 12345\n\n",
     ]
     for text in texts:
@@ -110,8 +112,9 @@ def test_tiny_tokenizer_survives_saving_and_loading(tmp_path: Path):
 
 
 def test_shipped_tokenizer_reads_digits_one_by_one_and_tags_whole():
-    from conftest import TINY_MODEL
     from transformers import AutoTokenizer
+
+    from conftest import TINY_MODEL
 
     tokenizer = AutoTokenizer.from_pretrained(TINY_MODEL)
     assert tokenizer.tokenize("98") == ["9", "8"]

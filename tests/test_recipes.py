@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ACCELERATE_CONFIGS, ROOT
 
+from conftest import ACCELERATE_CONFIGS, ROOT
 from mini_r1 import recipe
 
 pytestmark = pytest.mark.slow
@@ -35,8 +35,9 @@ def processes_of(words: list[str]) -> int:
 
 
 def parse_grpo(path: Path, *overrides: str) -> tuple:
-    from run_r1_grpo import ScriptArguments, check_values
     from trl import GRPOConfig, ModelConfig
+
+    from run_r1_grpo import ScriptArguments, check_values
 
     return recipe.parse((ModelConfig, ScriptArguments, GRPOConfig), ["--config", str(path), *overrides], check_values)
 
@@ -81,8 +82,9 @@ def test_grpo_recipe_parses_and_its_batch_is_whole_groups(path: Path, monkeypatc
 
 @pytest.mark.parametrize("path", SFT, ids=lambda path: path.name)
 def test_sft_recipe_parses(path: Path):
-    from run_cold_start import ColdStartArguments, check_values
     from trl import SFTConfig
+
+    from run_cold_start import ColdStartArguments, check_values
 
     args, training_args = recipe.parse((ColdStartArguments, SFTConfig), ["--config", str(path)], check_values)
     assert training_args.max_steps > 0
@@ -180,8 +182,9 @@ def test_bad_recipe_is_refused_in_one_line(text: str, message: str, tmp_path: Pa
     pytest.param([], "model_name_or_path must be", id="nothing at all"),
 ])  # fmt: skip
 def test_bad_command_line_is_refused(arguments: list[str], message: str):
-    from run_r1_grpo import ScriptArguments, check_values
     from trl import GRPOConfig, ModelConfig
+
+    from run_r1_grpo import ScriptArguments, check_values
 
     with pytest.raises(recipe.RecipeError) as caught:
         recipe.parse((ModelConfig, ScriptArguments, GRPOConfig), arguments, check_values)

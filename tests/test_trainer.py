@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from conftest import TINY_MODEL
 
 pytestmark = pytest.mark.slow
@@ -12,12 +13,12 @@ pytestmark = pytest.mark.slow
 
 def make_trainer(folder: Path, **settings: object):
     from datasets import Dataset
-    from run_r1_grpo import build_prompt, equation_reward_func, format_reward_func
     from transformers import AutoTokenizer
     from trl import GRPOConfig
 
     from mini_r1.countdown import generate_puzzles
     from mini_r1.trainer import CountdownGRPOTrainer
+    from run_r1_grpo import build_prompt, equation_reward_func, format_reward_func
 
     tokenizer = AutoTokenizer.from_pretrained(TINY_MODEL)
     puzzles = generate_puzzles(16, seed=0, number_counts=(2, 3, 4))  # prompts of different lengths

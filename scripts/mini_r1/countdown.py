@@ -393,7 +393,8 @@ def reachable_by_sums(nums: Sequence[int], target: int) -> bool:
     return target in totals
 
 
-class Difficulty(NamedTuple):
+@dataclass(frozen=True)
+class Difficulty:
     """How hard a puzzle is.
 
     Attributes:

@@ -55,7 +55,8 @@ def print_short_help(description: str, own_arguments: type) -> None:
     """Help that needs no heavy import: the script's own arguments, and where the others are described."""
     print(description.strip(), "\n\nArguments of this script (as `key: value` in the recipe or `--key value`):\n")
     for field in dataclasses.fields(own_arguments):
-        default = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
+        factory = field.default_factory
+        default = factory() if callable(factory) else field.default
         print(f"  --{field.name} (default: {default})\n        {field.metadata['help']}")
     print(
         "\nAlso --config RECIPE.yaml, and every field of TRL's configuration classes (learning_rate, num_generations,"
