@@ -316,7 +316,7 @@ def load_split(args: ScriptArguments) -> PuzzleSplit:
 
 def main(argv: list[str]) -> None:
     from transformers import AutoTokenizer, set_seed
-    from trl import GRPOConfig, ModelConfig, get_kbit_device_map, get_peft_config, get_quantization_config
+    from trl import GRPOConfig, ModelConfig, get_peft_config, get_quantization_config
 
     # ---- recipe ----------------------------------------------------------------------------------------------------
     if "--help_all" in argv:
@@ -345,7 +345,7 @@ def main(argv: list[str]) -> None:
         tokenizer = AutoTokenizer.from_pretrained(
             script_args.tokenizer_name_or_path or model_args.model_name_or_path,
             revision=model_args.model_revision if script_args.tokenizer_name_or_path is None else None,
-            trust_remote_code=model_args.trust_remote_code,
+            trust_remote_code=training_args.trust_remote_code,
         )
     except (OSError, ValueError) as error:
         recipe.fail(f"cannot load model_name_or_path {model_args.model_name_or_path!r}: {error}")
@@ -359,33 +359,35 @@ def main(argv: list[str]) -> None:
     quantization = get_quantization_config(model_args)
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
-        "trust_remote_code": model_args.trust_remote_code,
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype,
-        **({"quantization_config": quantization, "device_map": get_kbit_device_map()} if quantization else {}),
+        **({"quantization_config": quantization} if quantization else {}),
         **(training_args.model_init_kwargs or {}),
     }
 
     # ---- trainer ---------------------------------------------------------------------------------------------------
     run = run_folder.open_run(training_args, resume_from, argv, split, script_args, model_args)
-    trainer = CountdownGRPOTrainer(
-        model=model_args.model_name_or_path,
-        reward_funcs=[format_reward_func, equation_reward_func],
-        args=training_args,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset if evaluates else None,
-        processing_class=tokenizer,
-        peft_config=get_peft_config(model_args),
-        trim=script_args.trim_micro_batches,
-        observer=make_observer(
-            SampleLog(
-                run.samples_folder,
-                run.folder / "samples",
-                share=script_args.sample_share,
-                success_share=script_args.success_sample_share,
-            )
-        ),
-    )
+    try:
+        trainer = CountdownGRPOTrainer(
+            model=model_args.model_name_or_path,
+            reward_funcs=[format_reward_func, equation_reward_func],
+            args=training_args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset if evaluates else None,
+            processing_class=tokenizer,
+            peft_config=get_peft_config(model_args),
+            trim=script_args.trim_micro_batches,
+            observer=make_observer(
+                SampleLog(
+                    run.samples_folder,
+                    run.folder / "samples",
+                    share=script_args.sample_share,
+                    success_share=script_args.success_sample_share,
+                )
+            ),
+        )
+    except ImportError as error:  # flash attention, vLLM, bitsandbytes: asked for by the recipe, not installed
+        recipe.fail(f"a package that the recipe needs is missing: {error}")
 
     # ---- train -----------------------------------------------------------------------------------------------------
     result = trainer.train(resume_from_checkpoint=resume_from)

@@ -420,7 +420,7 @@ def test_the_articles_television_answer_uses_a_number_three_times():
         pytest.param("44 - 19 = 25; 44 + 19 = 63", 2, id="parts of a list"),
         pytest.param("44 - 19 equals 25. Adding 35 gives 60. With + I get 98!", 3, id="results in words"),
         pytest.param("19 - 44 = -25.", 1, id="a negative result"),
-        pytest.param("7 / 2 = 3.5 and that is it.", 1, id="a decimal point ends no sentence"),
+        pytest.param("1.5 + 2 = 3.5, 3.5 * 2 = 7.", 1, id="a decimal point ends no sentence"),
         pytest.param("An equation with an = sign in it, x = y.", 0, id="an equals sign without a number"),
         pytest.param("\n44-19=25, 35+25=60 too low\n44+19=63, 63+35=98 yes!\n", 2, id="the traces' notation"),
         pytest.param("\n44-19=25, 35+25=60 too low\nI give up.\n", 1, id="the traces' notation, given up"),
