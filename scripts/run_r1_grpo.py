@@ -135,6 +135,18 @@ def check_values(values: argparse.Namespace) -> None:
         )
 
 
+def warn_about(model_args: Any, training_args: Any) -> None:
+    """Names settings that run without an error and learn nothing."""
+    sharded = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" or os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    # Half a unit in the last place of bfloat16 is 4e-5 at |w| = 0.02, and AdamW's step is about the learning rate.
+    if model_args.dtype == "bfloat16" and training_args.learning_rate < 4e-5 and not (sharded or model_args.use_peft):
+        logger.warning(
+            "dtype: bfloat16 without DeepSpeed keeps no float32 master weights, so most updates of learning_rate %g "
+            "round to nothing; set dtype: float32 and bf16: true",
+            training_args.learning_rate,
+        )
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Prompt
 # --------------------------------------------------------------------------------------------------------------------
@@ -329,6 +341,7 @@ def main(argv: list[str]) -> None:
     except recipe.RecipeError as error:
         recipe.fail(str(error))
     run_folder.set_up_logging(training_args)
+    warn_about(model_args, training_args)
     set_seed(training_args.seed)
 
     # ---- data ------------------------------------------------------------------------------------------------------
@@ -344,7 +357,7 @@ def main(argv: list[str]) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             script_args.tokenizer_name_or_path or model_args.model_name_or_path,
-            revision=model_args.model_revision if script_args.tokenizer_name_or_path is None else None,
+            revision=model_args.model_revision if script_args.tokenizer_name_or_path is None else "main",
             trust_remote_code=training_args.trust_remote_code,
         )
     except (OSError, ValueError) as error:

@@ -59,11 +59,12 @@ class Launcher:
         config: str = "cpu.yaml",
         recipe: Path = TINY_RECIPE,
         launch_flags: tuple[str, ...] = (),
+        threads: int = 1,
         **overrides: object,
     ) -> subprocess.Popen[str]:
         return subprocess.Popen(
             self.command(config, recipe, list(launch_flags), **overrides),
-            cwd=ROOT, env=program_environment(), text=True, start_new_session=True,
+            cwd=ROOT, env=program_environment(OMP_NUM_THREADS=str(threads)), text=True, start_new_session=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 

@@ -10,6 +10,7 @@ judged, is that prefill plus the completion. Nothing here knows about trainers o
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -54,7 +55,8 @@ def message_text(completion: Any) -> str:
         if isinstance(content, str):
             parts.append(content)
         elif isinstance(content, list):
-            parts.extend(str(part.get("text", "")) for part in content if isinstance(part, dict))
+            texts = [part.get("text") for part in content if isinstance(part, dict)]
+            parts.extend(text for text in texts if isinstance(text, str))
     return "".join(parts)
 
 
@@ -75,9 +77,13 @@ def response(completion: Any, prompt: Any = None) -> str:
     return THINK_OPEN + text if prefilled else text
 
 
+# Letters by Unicode's classification that show nothing: the Hangul fillers.
+_INVISIBLE_LETTERS = "\u115f\u1160\u3164\uffa0"
+
+
 def _says_something(text: str) -> bool:
     """Whether there is a letter or digit: invisible characters and lone punctuation are not reasoning."""
-    return any(char.isalnum() for char in text)
+    return any(char.isalnum() and char not in _INVISIBLE_LETTERS for char in text)
 
 
 def has_format(text: str) -> bool:
@@ -140,8 +146,8 @@ _RESULT = re.compile(r"(?:=|\bequals\b|\bgives?(?: us| me)?\b|\bI get\b|\bwe get
 _CLAUSE_END = re.compile(r"[\n;]|[.!?](?=\s|$)")
 _CORRECTION = re.compile(
     r"\btoo (?:high|low|big|small|large|much|far)\b"
-    r"|\b(?:doesn't|does not|didn't|won't|isn't|not) (?:work(?:ing)?|right|correct|enough|quite right|what)\b"
-    r"|\blet(?:'s| me| us) (?:try|re-?evaluate|re-?consider|correct|go back|start over)\b"
+    r"|\b(?:doesn['’]t|does not|didn['’]t|won['’]t|isn['’]t|not) (?:work(?:ing)?|right|correct|enough|quite right|what)\b"
+    r"|\blet(?:['’]s| me| us) (?:try|re-?evaluate|re-?consider|correct|go back|start over)\b"
     r"|\b(?:wait|hmm|actually|instead|however|alternatively|another (?:way|approach|combination))\b",
     re.IGNORECASE,
 )
@@ -224,7 +230,8 @@ def append_record(path: Path, record: bytes) -> None:
             while view:
                 view = view[os.write(descriptor, view) :]
         except OSError:
-            os.ftruncate(descriptor, size)
+            with contextlib.suppress(OSError):  # the first error is the one to report
+                os.ftruncate(descriptor, size)
             raise
     finally:
         os.close(descriptor)

@@ -402,7 +402,8 @@ class Difficulty:
         needs_mul_div: True when + and - alone cannot reach the target, None when nothing can.
         solutions: number of distinct expression trees over non-negative intermediate values that reach the target.
             Operand order is not counted (`a + b` is `b + a`), association is (`(a + b) + c` and `a + (b + c)` are
-            two), equal numbers count as different ones: a proxy for how likely a random attempt is to succeed.
+            two), equal numbers count as different ones (`5 / 5` either way round is two trees, `5 - 5` one): a proxy
+            for how likely a random attempt is to succeed.
     """
 
     count: int

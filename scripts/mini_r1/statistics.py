@@ -32,4 +32,5 @@ def wilson_interval(successes: float, trials: int, z: float = Z95) -> tuple[floa
     scale = 1 + z * z / trials
     centre = (rate + z * z / (2 * trials)) / scale
     half = z / scale * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # min and max with the rate itself: rounding must not push a bound past it when it is 0 or 1.
+    return max(0.0, min(rate, centre - half)), min(1.0, max(rate, centre + half))

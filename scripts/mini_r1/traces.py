@@ -59,7 +59,10 @@ def _operations(a: int, b: int) -> Iterator[tuple[str, int]]:
 
 
 def all_attempts(nums: Sequence[int]) -> list[Attempt]:
-    """Every attempt over `nums`, the larger operand always first. About 18 for three numbers, 600 for four."""
+    """Every attempt over `nums`, the larger operand always first.
+
+    With numbers in 1..99 there are 9 to 29 attempts over three of them, 130 to 390 over four.
+    """
     found: list[Attempt] = []
 
     def extend(items: list[tuple[int, str, bool]], steps: list[str]) -> None:
