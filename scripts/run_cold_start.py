@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from mini_r1 import recipe, traces
+from mini_r1 import recipe, run_folder, traces
 from mini_r1.completions import count_attempts, judge, response, thinking
 from mini_r1.countdown import Puzzle
 from mini_r1.puzzle_data import GENERATE, DataError, PuzzleSplit, load_puzzles
@@ -75,9 +75,14 @@ def check_values(values: Any) -> None:
     """Refuses values that cannot work. Raises RecipeError, which names the key."""
     for key in ("persistent_first_share", "give_up_share", "give_up_rate"):
         recipe.require(0 <= getattr(values, key) <= 1, key, "between 0 and 1", getattr(values, key))
-    for key in ("max_steps", "max_attempts", "eval_puzzles", "per_device_train_batch_size", "learning_rate"):
-        recipe.require(getattr(values, key) > 0, key, "positive", getattr(values, key))
-    recipe.require(values.vocab_size >= 300, "vocab_size", "at least 300 (256 bytes and the tags)", values.vocab_size)
+    recipe.require_at_least(values, 0, "learning_rate", exclusive=True)
+    recipe.require_at_least(
+        values, 1, "max_steps", "max_attempts", "puzzles", "held_out_puzzles", "eval_puzzles",
+        "per_device_train_batch_size", "num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size",
+    )  # fmt: skip
+    recipe.require_at_least(values, 300, "vocab_size")  # 256 bytes, the tags and the phrases
+    recipe.require(values.gradient_accumulation_steps == 1, "gradient_accumulation_steps", "1, the data are ordered "
+                   "for it", values.gradient_accumulation_steps)  # fmt: skip
     recipe.require(
         values.hidden_size % values.num_attention_heads == 0,
         "hidden_size",
@@ -249,6 +254,7 @@ def main(argv: list[str]) -> None:
     # ---- recipe and puzzles ----------------------------------------------------------------------------------------
     try:
         args, training_args = recipe.parse((ColdStartArguments, SFTConfig), argv, check_values)
+        run_folder.set_up_logging(training_args)
         split = load_puzzles(
             GENERATE,
             rows=args.puzzles,
@@ -258,6 +264,8 @@ def main(argv: list[str]) -> None:
         )
     except (recipe.RecipeError, DataError) as error:
         recipe.fail(str(error))
+    if not split.held_out:
+        recipe.fail("no puzzle is held out: raise puzzles or held_out_puzzles")
     set_seed(training_args.seed)
 
     # ---- traces and tokenizer --------------------------------------------------------------------------------------
@@ -282,6 +290,7 @@ def main(argv: list[str]) -> None:
     trainer = SFTTrainer(model=model, args=training_args, train_dataset=dataset, processing_class=tokenizer)
     trainer.train()
     minutes = (time.monotonic() - started) / 60
+    trainer.model.config.use_cache = True  # off while training; generating with the checkpoint wants it
     trainer.save_model(training_args.output_dir)
     tokenizer.save_pretrained(training_args.output_dir)
 

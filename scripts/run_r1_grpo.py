@@ -107,31 +107,35 @@ class ScriptArguments:
 
 def check_values(values: argparse.Namespace) -> None:
     """Refuses values that cannot work. `values` holds every recipe key. Raises RecipeError, which names the key."""
-    for key in ("learning_rate", "temperature", "max_completion_length", "logging_steps", "max_prompt_tokens"):
-        recipe.require(getattr(values, key) > 0, key, "positive", getattr(values, key))
-    for key in ("per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size"):
-        recipe.require(getattr(values, key) >= 1, key, "at least 1", getattr(values, key))
-    for key in ("beta", "held_out_puzzles", "dataset_rows", "eval_puzzles", "weight_decay"):
-        recipe.require(getattr(values, key) >= 0, key, "0 or more", getattr(values, key))
+    recipe.require_at_least(
+        values, 0, "learning_rate", "temperature", "max_completion_length", "max_prompt_tokens", exclusive=True
+    )
+    recipe.require_at_least(
+        values, 1, "per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size"
+    )
+    recipe.require_at_least(values, 0, "beta", "held_out_puzzles", "dataset_rows", "eval_puzzles", "weight_decay")
+    recipe.require_at_least(values, 2, "num_generations")  # advantages compare siblings
     for key in ("sample_share", "success_sample_share"):
         recipe.require(0 <= getattr(values, key) <= 1, key, "between 0 and 1", getattr(values, key))
     for key in ("number_range", "target_range"):
         pair = getattr(values, key)
         recipe.require(len(pair) == 2 and pair[0] <= pair[1], key, "[low, high]", pair)
     recipe.require(values.on_bad_row in ("drop", "fail"), "on_bad_row", "drop or fail", values.on_bad_row)
-    recipe.require(values.num_generations >= 2, "num_generations", "at least 2 (advantages compare siblings)",
-                   values.num_generations)  # fmt: skip
     recipe.require(bool(values.model_name_or_path), "model_name_or_path", "a Hub id or a folder", None)
     processes = recipe.world_size()
-    per_step = values.per_device_train_batch_size * processes * values.gradient_accumulation_steps
-    batch = values.generation_batch_size or (
-        values.per_device_train_batch_size * processes * (values.steps_per_generation or 0) or per_step
-    )
+    if values.generation_batch_size:
+        batch, origin = values.generation_batch_size, "generation_batch_size"
+    else:
+        rounds = "steps_per_generation" if values.steps_per_generation else "gradient_accumulation_steps"
+        batch = values.per_device_train_batch_size * processes * getattr(values, rounds)
+        origin = (
+            f"per_device_train_batch_size ({values.per_device_train_batch_size}) x {processes} processes x "
+            f"{rounds} ({getattr(values, rounds)})"
+        )
     if batch % values.num_generations:
         raise recipe.RecipeError(
-            f"per_device_train_batch_size ({values.per_device_train_batch_size}) x {processes} processes x "
-            f"gradient_accumulation_steps ({values.gradient_accumulation_steps}) makes {batch} completions per "
-            f"generation, which is no multiple of num_generations ({values.num_generations}): change one of them"
+            f"{origin} makes {batch} completions per generation, which is no multiple of num_generations "
+            f"({values.num_generations}): change one of them"
         )
 
 
@@ -323,7 +327,25 @@ def load_split(args: ScriptArguments) -> PuzzleSplit:
         number_counts=args.number_counts,
         number_range=args.number_range,
         target_range=args.target_range,
+        progress=run_folder.is_first_process(),
     )
+
+
+def whole_batches(eval_dataset: Any, training_args: Any) -> Any:
+    """The evaluation puzzles cut to whole batches of all processes.
+
+    The trainer averages the means of batches, and fills the last one up with repetitions: a short batch would weigh
+    its puzzles more, or count some twice.
+    """
+    processes = training_args.world_size
+    training_args.per_device_eval_batch_size = max(
+        1, min(training_args.per_device_eval_batch_size, len(eval_dataset) // processes)
+    )
+    batch = training_args.per_device_eval_batch_size * processes
+    kept = len(eval_dataset) // batch * batch
+    if kept < len(eval_dataset):
+        logger.info("evaluating on %d of %d puzzles: whole batches of %d", kept, len(eval_dataset), batch)
+    return eval_dataset.select(range(kept))
 
 
 def main(argv: list[str]) -> None:
@@ -331,16 +353,14 @@ def main(argv: list[str]) -> None:
     from trl import GRPOConfig, ModelConfig, get_peft_config, get_quantization_config
 
     # ---- recipe ----------------------------------------------------------------------------------------------------
-    if "--help_all" in argv:
-        argv = ["--help"]
     try:
         model_args, script_args, training_args = recipe.parse(
             (ModelConfig, ScriptArguments, GRPOConfig), argv, check_values
         )
+        run_folder.set_up_logging(training_args)
         resume_from = run_folder.find_checkpoint(training_args)
     except recipe.RecipeError as error:
         recipe.fail(str(error))
-    run_folder.set_up_logging(training_args)
     warn_about(model_args, training_args)
     set_seed(training_args.seed)
 
@@ -350,76 +370,79 @@ def main(argv: list[str]) -> None:
     except DataError as error:
         recipe.fail(str(error))
     evaluates = training_args.eval_strategy != "no"
+    training_args.eval_on_start &= evaluates
 
     # ---- tokenizer and model ---------------------------------------------------------------------------------------
     from mini_r1.trainer import CountdownGRPOTrainer
 
+    tokenizer_name = script_args.tokenizer_name_or_path or model_args.model_name_or_path
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            script_args.tokenizer_name_or_path or model_args.model_name_or_path,
+            tokenizer_name,
             revision=model_args.model_revision if script_args.tokenizer_name_or_path is None else "main",
             trust_remote_code=training_args.trust_remote_code,
         )
     except (OSError, ValueError) as error:
-        recipe.fail(f"cannot load model_name_or_path {model_args.model_name_or_path!r}: {error}")
+        key = "tokenizer_name_or_path" if script_args.tokenizer_name_or_path else "model_name_or_path"
+        recipe.fail(f"{key}: cannot load the tokenizer of {tokenizer_name!r}: {error}")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     train_dataset = prompt_dataset(split.train, tokenizer, script_args.max_prompt_tokens)
     eval_dataset = prompt_dataset(split.held_out[: script_args.eval_puzzles], tokenizer, script_args.max_prompt_tokens)
-    if not len(train_dataset) or (evaluates and not len(eval_dataset)):
-        recipe.fail("no puzzle is left to train or evaluate on: raise max_prompt_tokens or dataset_rows")
-
-    quantization = get_quantization_config(model_args)
+    puzzles_per_step = training_args.generation_batch_size // training_args.num_generations
+    if len(train_dataset) < puzzles_per_step:
+        recipe.fail(
+            f"{len(train_dataset)} puzzles to train on are fewer than one step's {puzzles_per_step}: raise "
+            f"dataset_rows or max_prompt_tokens, or lower per_device_train_batch_size or gradient_accumulation_steps"
+        )
+    if evaluates and len(eval_dataset) < training_args.world_size:
+        recipe.fail(
+            f"{len(eval_dataset)} held-out puzzles to evaluate on: raise held_out_puzzles, eval_puzzles or "
+            f'dataset_rows, or set eval_strategy: "no"'
+        )
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype,
-        **({"quantization_config": quantization} if quantization else {}),
         **(training_args.model_init_kwargs or {}),
     }
 
     # ---- trainer ---------------------------------------------------------------------------------------------------
-    run = run_folder.open_run(training_args, resume_from, argv, split, script_args, model_args)
     try:
         trainer = CountdownGRPOTrainer(
             model=model_args.model_name_or_path,
             reward_funcs=[format_reward_func, equation_reward_func],
             args=training_args,
             train_dataset=train_dataset,
-            eval_dataset=eval_dataset if evaluates else None,
+            eval_dataset=whole_batches(eval_dataset, training_args) if evaluates else None,
             processing_class=tokenizer,
             peft_config=get_peft_config(model_args),
+            quantization_config=get_quantization_config(model_args),
             trim=script_args.trim_micro_batches,
-            observer=make_observer(
-                SampleLog(
-                    run.samples_folder,
-                    run.folder / "samples",
-                    share=script_args.sample_share,
-                    success_share=script_args.success_sample_share,
-                )
-            ),
         )
-    except ImportError as error:  # flash attention, vLLM, bitsandbytes: asked for by the recipe, not installed
-        recipe.fail(f"a package that the recipe needs is missing: {error}")
+    except (ImportError, OSError, ValueError) as error:  # a package, a server, weights or a value that is not there
+        recipe.fail(f"cannot set up the trainer as the recipe asks: {error}")
+    run = run_folder.open_run(training_args, resume_from, argv, split, script_args, model_args)
+    trainer.observer = make_observer(
+        SampleLog(
+            run.samples_folder,
+            run.folder / "samples",
+            share=script_args.sample_share,
+            success_share=script_args.success_sample_share,
+        )
+    )
 
     # ---- train -----------------------------------------------------------------------------------------------------
     result = trainer.train(resume_from_checkpoint=resume_from)
 
     # ---- save ------------------------------------------------------------------------------------------------------
+    run_folder.save_final_model(run, trainer, model_args.model_name_or_path, script_args.dataset_id_or_path)
     trainer.log_metrics("train", result.metrics)
     trainer.save_metrics("train", {**result.metrics, "train_samples": len(train_dataset)})
     trainer.save_state()
-    trainer.save_model(training_args.output_dir)
-    if trainer.accelerator.is_main_process:
-        tokenizer.save_pretrained(training_args.output_dir)
-        trainer.create_model_card(
-            model_name=run.folder.name,
-            dataset_name=script_args.dataset_id_or_path,
-            tags=["grpo", "countdown", "mini-r1"],
-        )
-    if training_args.push_to_hub:
-        trainer.push_to_hub(dataset_name=script_args.dataset_id_or_path)
     run_folder.close_run(run, trainer)
+    if training_args.push_to_hub:
+        run_folder.push(run, trainer)
 
 
 if __name__ == "__main__":
@@ -427,4 +450,7 @@ if __name__ == "__main__":
         recipe.print_short_help(__doc__, ScriptArguments)
         sys.exit()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the data loader forks after the tokenizer was used
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except KeyboardInterrupt:
+        recipe.fail("interrupted; the same command goes on from the newest checkpoint, if there is one", code=130)

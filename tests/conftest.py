@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,9 +35,8 @@ QUICK = {
 
 def program_environment(**extra: str) -> dict[str, str]:
     """The environment for a started program: no launcher variables of ours, no network, no colours."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "PYTEST_"))}
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TENSORBOARD_LOGGING_DIR"):
-        env.pop(name, None)
+    ours = ("ACCELERATE_", "PYTEST_", "RANK", "LOCAL_", "GROUP_", "ROLE_", "WORLD_SIZE", "MASTER_", "TORCHELASTIC_")
+    env = {k: v for k, v in os.environ.items() if not k.startswith((*ours, "TENSORBOARD_LOGGING_DIR"))}
     return env | {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1", **extra}
 
 
@@ -60,12 +60,13 @@ class Launcher:
         recipe: Path = TINY_RECIPE,
         launch_flags: tuple[str, ...] = (),
         threads: int = 1,
+        stdout: Any = subprocess.PIPE,
         **overrides: object,
     ) -> subprocess.Popen[str]:
         return subprocess.Popen(
             self.command(config, recipe, list(launch_flags), **overrides),
             cwd=ROOT, env=program_environment(OMP_NUM_THREADS=str(threads)), text=True, start_new_session=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            stdout=stdout, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
     def run(self, *args: object, timeout: float = 600, **kwargs: object) -> tuple[int, str]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
+import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from conftest import QUICK, ROOT, Launcher, kill_group
+from conftest import QUICK, ROOT, TINY_RECIPE, Launcher, flags, kill_group, program_environment
 
 pytestmark = pytest.mark.slow
 
@@ -94,25 +95,28 @@ def test_a_killed_run_goes_on_from_its_newest_checkpoint(launcher: Launcher, tmp
     run = tmp_path / "run"
     settings = {**QUICK, "max_steps": 3, "eval_strategy": "no", "eval_on_start": False, "output_dir": run}
     settings |= {"completion_samples_dir": tmp_path / "samples"}
-    process = launcher.start(**{**settings, "max_steps": 10_000})
+    log = tmp_path / "log"
+    with log.open("w") as stream:
+        process = launcher.start(**{**settings, "max_steps": 10_000}, stdout=stream)
     try:
         deadline = time.monotonic() + 300
-        while not (run / "checkpoint-2" / "trainer_state.json").is_file():
-            assert process.poll() is None, process.communicate()[0]
-            assert time.monotonic() < deadline
+        while not any(int(path.parent.name.split("-")[1]) >= 2 for path in run.glob("checkpoint-*/trainer_state.json")):
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGKILL)
     finally:
-        kill_group(process)
-    newest = max(int(path.name.split("-")[1]) for path in run.glob("checkpoint-*"))
+        kill_group(process)  # SIGKILL for launcher and trainer alike
     first = json.loads((run / "run.json").read_text())
+    states = {int(path.parent.name.split("-")[1]): path for path in run.glob("checkpoint-*/trainer_state.json")}
+    newest = max(step for step, path in states.items() if json.loads(path.read_text() or "{}"))
     # A half-written checkpoint, as a kill in the middle of saving leaves one.
-    (run / f"checkpoint-{newest + 1}").mkdir(exist_ok=True)
-    (run / f"checkpoint-{newest + 1}" / "trainer_state.json").unlink(missing_ok=True)
+    shutil.rmtree(run / f"checkpoint-{newest + 1}", ignore_errors=True)
+    (run / f"checkpoint-{newest + 1}").mkdir()
 
     code, output = launcher.run(**{**settings, "max_steps": newest + 2})
     assert code == 0, output
     assert f"checkpoint-{newest + 1} is incomplete" in output
+    assert f"going on from {run}/checkpoint-{newest}" in output
     second = json.loads((run / "run.json").read_text())
     assert second["resumed_from"] is not None
     assert second["name"] == first["name"]  # its samples go on in the same files
@@ -131,7 +135,7 @@ def test_zero3_on_two_cpu_processes(launcher: Launcher, tmp_path: Path):
     run = tmp_path / "run"
     code, output = launcher.run(
         config="deepspeed_zero3.yaml",
-        launch_flags=("--cpu", "--num_processes", "2", "--mixed_precision", "no"),
+        launch_flags=("--num_processes", "2", "--mixed_precision", "no"),  # the recipe's use_cpu does the rest
         **{**QUICK, "per_device_eval_batch_size": 8},
         output_dir=run,
         completion_samples_dir=tmp_path / "samples",
@@ -145,7 +149,9 @@ def test_zero3_on_two_cpu_processes(launcher: Launcher, tmp_path: Path):
 
     with safe_open(run / "model.safetensors", "pt") as weights:
         assert weights.get_tensor("model.embed_tokens.weight").numel() > 0
-    assert any((run / "checkpoint-2").glob("global_step*"))
+    shards = sorted(path.name for path in (run / "checkpoint-2").glob("global_step*/*optim_states.pt"))
+    assert len(shards) == 2, shards  # DeepSpeed's optimizer states, one shard a rank
+    assert "zero_pp_rank_1" in shards[1]
 
 
 def test_lora(launcher: Launcher, tmp_path: Path):
@@ -173,17 +179,16 @@ def test_lora(launcher: Launcher, tmp_path: Path):
         pytest.param({"num_generations": 7}, "no multiple of num_generations (7)", id="batch arithmetic"),
         pytest.param({"model_name_or_path": "./nowhere"}, "model_name_or_path", id="no such model"),
         pytest.param({"dataset_id_or_path": "./nowhere.jsonl"}, "does not exist", id="no such file"),
-        pytest.param({"dataset_id_or_path": "nobody/nothing"}, "dataset_id_or_path: generate", id="unreachable Hub"),
+        pytest.param({"dataset_id_or_path": "nobody/nothing"}, "dataset_id_or_path: generate", id="offline"),
+        pytest.param({"eval_puzzles": 0}, "held_out_puzzles", id="nothing to evaluate on"),
+        pytest.param({"dataset_rows": 9}, "raise dataset_rows", id="fewer puzzles than one step takes"),
+        pytest.param({"num_generations": "none"}, "num_generations", id="nothing where a number must be"),
+        pytest.param({"attn_implementation": "flash_attention_2"}, "as the recipe asks", id="package not installed"),
         pytest.param({"number_counts": 9}, "number_counts", id="too many numbers"),
         pytest.param({"resume_from_checkpoint": "nowhere"}, "resume_from_checkpoint", id="no such checkpoint"),
     ],
 )
 def test_bad_input_ends_with_one_line_that_names_the_key(overrides: dict, message: str, tmp_path: Path):
-    import subprocess
-    import sys
-
-    from conftest import TINY_RECIPE, flags, program_environment
-
     command = [sys.executable, "scripts/run_r1_grpo.py", "--config", TINY_RECIPE, "--output_dir", tmp_path]
     done = subprocess.run(
         [*command, *flags(**overrides)],
@@ -208,3 +213,46 @@ def test_the_tiny_model_learns_not_to_give_up(launcher: Launcher, tmp_path: Path
     # Measured: 33 % -> about 70 %, over intervals of about 6 points on either side.
     assert after["low"] > before["high"]
     assert after["mean_tokens"] > before["mean_tokens"]
+
+
+def test_an_unreachable_hub_names_the_offline_way(tmp_path: Path):
+    environment = program_environment(HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="0", HF_HOME=str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "scripts/run_r1_grpo.py", "--config", TINY_RECIPE, "--dataset_id_or_path", "nobody/nothing"],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "dataset_id_or_path: generate" in error
+
+
+def test_uneven_evaluation_sets_are_cut_to_whole_batches_and_tokens_never_reach_the_disk(
+    launcher: Launcher, tmp_path: Path
+):
+    run = tmp_path / "run"
+    settings = {**QUICK, "max_steps": 1, "eval_steps": 1, "eval_puzzles": 21, "per_device_eval_batch_size": 8}
+    token = "hf_" + "x" * 34
+    code, output = launcher.run(
+        **settings, output_dir=run, completion_samples_dir=tmp_path / "samples", hub_token=token
+    )
+    assert code == 0, output
+    assert "evaluating on 16 of 21 puzzles" in output
+    assert {point["puzzles"] for point in json.loads((run / "held_out.json").read_text())} == {16}
+    texts = [path.read_bytes() for path in run.rglob("*") if path.suffix in (".json", ".md", ".jsonl")]
+    assert not any(token.encode() in text for text in texts)
+
+
+def test_a_run_without_evaluation_and_a_second_run_in_the_same_folder(launcher: Launcher, tmp_path: Path):
+    run = tmp_path / "run"
+    settings = {**QUICK, "max_steps": 1, "eval_strategy": "no", "save_strategy": "no", "output_dir": run}
+    names = []
+    for _ in range(2):
+        code, output = launcher.run(**settings, completion_samples_dir=tmp_path / "samples")
+        assert code == 0, output
+        assert "not measured" in output
+        assert not (run / "held_out.json").exists()
+        names.append(json.loads((run / "run.json").read_text())["name"])
+        assert len(jsonl(run / "samples" / "completion_samples.jsonl")) == 8  # this run's alone
+    assert names[0] != names[1]
+    assert len(jsonl(run / f"samples-{names[0]}" / "completion_samples.jsonl")) == 8
+    assert (tmp_path / "samples" / "completion_samples.txt").resolve().parent.name == names[1]

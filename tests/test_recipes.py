@@ -39,7 +39,9 @@ def parse_grpo(path: Path, *overrides: str) -> tuple:
 
     from run_r1_grpo import ScriptArguments, check_values
 
-    return recipe.parse((ModelConfig, ScriptArguments, GRPOConfig), ["--config", str(path), *overrides], check_values)
+    # use_cpu: TRL refuses `bf16` on a machine without a GPU otherwise.
+    argv = ["--config", str(path), "--use_cpu", "true", *overrides]
+    return recipe.parse((ModelConfig, ScriptArguments, GRPOConfig), argv, check_values)
 
 
 def test_there_are_recipes():
@@ -151,7 +153,13 @@ BAD_RECIPES = [
     pytest.param("save_strategy: no", 'write "no" in quotes', id="YAML's bare no"),
     pytest.param("learning_rate: -1.0e-6", "learning_rate must be positive", id="negative learning rate"),
     pytest.param("temperature: 0", "temperature must be positive", id="temperature zero"),
-    pytest.param("num_generations: 1", "num_generations must be at least 2", id="a group of one"),
+    pytest.param("num_generations: 1", "num_generations must be 2 or more", id="a group of one"),
+    pytest.param("num_generations: null", "num_generations must be 2 or more", id="null where TRL's type allows it"),
+    pytest.param("max_completion_length: null", "max_completion_length must be positive", id="unbounded completions"),
+    pytest.param("reward_weights: [1e0, 1]", "reward_weights must be", id="number as text in a list"),
+    pytest.param("dtype: bfloat", "dtype must be one of", id="word that is no choice of TRL's"),
+    pytest.param("vllm_device: cuda:3", "vllm_mode", id="the article's own key"),
+    pytest.param("lerning_rate: 1\nmax_stps: 2", "max_stps", id="every misspelt key is named"),
     pytest.param("num_generations: 7", "no multiple of num_generations (7)", id="groups that do not fit"),
     pytest.param("sample_share: 1.5", "sample_share must be between 0 and 1", id="share above one"),
     pytest.param("target_range: [100, 10]", "target_range must be [low, high]", id="range upside down"),
@@ -189,6 +197,19 @@ def test_bad_command_line_is_refused(arguments: list[str], message: str):
     with pytest.raises(recipe.RecipeError) as caught:
         recipe.parse((ModelConfig, ScriptArguments, GRPOConfig), arguments, check_values)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("text", [
+    "scale_rewards: false", "lora_target_modules: all-linear", "lora_target_modules: [q_proj]",
+    "resume_from_checkpoint: true", "lr_scheduler_kwargs: {num_cycles: 2}", "report_to: [tensorboard]",
+    "reward_weights: [1, 0.5]", 'save_strategy: "no"',
+    "warmup_steps: 0.03", "vllm_importance_sampling_clip_max: null", "env: {SOME_VARIABLE: 3}",
+])  # fmt: skip
+def test_values_that_trl_takes_are_let_through(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SOME_VARIABLE", "")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"model_name_or_path: some/model\noutput_dir: x\n{text}\n")
+    parse_grpo(path)
 
 
 def test_yaml_numbers_in_scientific_notation_without_a_dot_are_numbers(tmp_path: Path):

@@ -75,7 +75,7 @@ def test_the_observer_sees_every_completion_once_and_in_both_modes(tmp_path: Pat
 
     trainer = make_trainer(tmp_path)
     seen = []
-    trainer._observer = lambda **batch: seen.append(batch)
+    trainer.observer = lambda **batch: seen.append(batch)
     trainer.model.train()
     trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
     trainer.model.eval()

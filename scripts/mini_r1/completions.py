@@ -146,7 +146,8 @@ _RESULT = re.compile(r"(?:=|\bequals\b|\bgives?(?: us| me)?\b|\bI get\b|\bwe get
 _CLAUSE_END = re.compile(r"[\n;]|[.!?](?=\s|$)")
 _CORRECTION = re.compile(
     r"\btoo (?:high|low|big|small|large|much|far)\b"
-    r"|\b(?:doesn['’]t|does not|didn['’]t|won['’]t|isn['’]t|not) (?:work(?:ing)?|right|correct|enough|quite right|what)\b"
+    r"|\b(?:doesn['’]t|does not|didn['’]t|won['’]t|isn['’]t|not)"
+    r" (?:work(?:ing)?|right|correct|enough|quite right|what)\b"
     r"|\blet(?:['’]s| me| us) (?:try|re-?evaluate|re-?consider|correct|go back|start over)\b"
     r"|\b(?:wait|hmm|actually|instead|however|alternatively|another (?:way|approach|combination))\b",
     re.IGNORECASE,

@@ -81,12 +81,12 @@ def parse_row(row: Any) -> Puzzle:
 
 
 def _read_jsonl(path: Path) -> Iterator[Any]:
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8-sig") as lines:
         for line in lines:
             if line.strip():
                 try:
                     yield json.loads(line)
-                except (json.JSONDecodeError, RecursionError):
+                except (ValueError, RecursionError):  # broken, an absurd number, absurd nesting
                     yield line  # not an object: parse_row will say so with its index
 
 
@@ -104,9 +104,11 @@ def _read_file(path: Path) -> Iterator[Any]:
         yield from _read_jsonl(path)
     elif path.suffix == ".json":
         try:
-            rows = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            if error.msg != "Extra data":
+            rows = json.loads(path.read_text(encoding="utf-8-sig"))
+        except UnicodeDecodeError:
+            raise
+        except (ValueError, RecursionError) as error:
+            if getattr(error, "msg", "") != "Extra data":
                 raise DataError(f"cannot read {path} as JSON: {error}") from error
             yield from _read_jsonl(path)  # many tools write one object a line under the name .json
             return
@@ -114,7 +116,7 @@ def _read_file(path: Path) -> Iterator[Any]:
             raise DataError(f"{path} must hold a JSON list of objects with nums and target")
         yield from rows
     else:
-        with path.open(encoding="utf-8", newline="") as lines:
+        with path.open(encoding="utf-8-sig", newline="") as lines:  # -sig: spreadsheets put a byte order mark first
             yield from csv.DictReader(lines)
 
 
@@ -125,18 +127,23 @@ def _read_local(path: Path) -> Iterator[Any]:
     for file in files:
         try:
             yield from _read_file(file)
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise DataError(f"cannot read {file}: {error}") from error
 
 
 def _read_hub(dataset_id: str, split: str) -> Iterator[Any]:
+    import httpx
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
     from huggingface_hub.errors import HfHubHTTPError
 
+    logger.info(
+        "loading %s from the Hub; without a network this takes minutes to give up (HF_HUB_OFFLINE=1: at once)",
+        dataset_id,
+    )
     try:
         dataset = load_dataset(dataset_id, split=split)
-    except (OSError, ValueError, DatasetsError, HfHubHTTPError) as error:
+    except (OSError, ValueError, RuntimeError, DatasetsError, HfHubHTTPError, httpx.HTTPError) as error:
         summary = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
             f"cannot load {dataset_id!r} from the Hub ({summary}); for an offline run set dataset_id_or_path: "
@@ -191,6 +198,7 @@ def load_puzzles(
     number_counts: Sequence[int] = (3, 4),
     number_range: Sequence[int] = (1, 99),
     target_range: Sequence[int] = (10, 100),
+    progress: bool = True,
 ) -> PuzzleSplit:
     """Loads or generates puzzles and parts them.
 
@@ -202,6 +210,7 @@ def load_puzzles(
         dataset_split: the Hub data set's split.
         on_bad_row: `drop` or `fail`.
         number_counts, number_range, target_range: the generator's arguments.
+        progress: whether a long generation draws a progress bar.
 
     Raises:
         DataError: when there is nothing usable; one sentence, names the change to make.
@@ -217,12 +226,12 @@ def load_puzzles(
                 number_counts=number_counts,
                 number_range=(number_range[0], number_range[1]),
                 target_range=(target_range[0], target_range[1]),
-                progress=True,
+                progress=progress,
             )
         except ValueError as error:
             raise DataError(str(error)) from error
     else:
-        path = Path(dataset_id_or_path)
+        path = Path(dataset_id_or_path).expanduser()
         looks_local = path.exists() or path.suffix in SUFFIXES or dataset_id_or_path.startswith((".", "/", "~"))
         if looks_local and not path.exists():
             raise DataError(f"dataset_id_or_path: {dataset_id_or_path} does not exist")

@@ -24,26 +24,35 @@ REMOVED_KEYS = {
     "torch_dtype": "write `dtype`",
     "warmup_ratio": "write `warmup_steps`, where a value below 1 is the ratio",
     "max_prompt_length": "nothing truncates prompts any more; `max_prompt_tokens` drops puzzles with longer ones",
+    "vllm_device": "write `vllm_mode: server` and start vLLM on that GPU, or `vllm_mode: colocate`",
+    "vllm_max_model_len": "write `vllm_max_model_length`",
+    "dataset_splits": "write `dataset_split`",
     "logging_dir": "set the environment variable TENSORBOARD_LOGGING_DIR",
     "evaluation_strategy": "write `eval_strategy`",
+    "no_cuda": "write `use_cpu`",
+    "save_safetensors": "remove it, safetensors is the only format",
     "use_flash_attention_2": "write `attn_implementation: flash_attention_2`",
     "overwrite_output_dir": "choose another `output_dir`, or remove the old one",
 }
+# Keys that only recipes for TRL 0.14 and 0.15 have.
+ANCIENT_KEYS = ("max_prompt_length", "vllm_device")
 OLD_RECIPE = (
-    "; this recipe is from an older TRL, where batch sizes counted prompts: they count completions now, so multiply "
-    "per_device_train_batch_size by num_generations to keep the run the same"
+    "; if this recipe was written for TRL 0.14 or 0.15, batch sizes counted prompts there: they count completions now, "
+    "so multiply per_device_train_batch_size by num_generations to keep the run the same"
 )
+# Fields whose annotation says text although they take truth values as well.
+TRUTH_VALUE_TOO = ("scale_rewards", "resume_from_checkpoint", "fsdp")
 
 
 class RecipeError(ValueError):
     """The recipe cannot be run; the message is one line that names the key and the change to make."""
 
 
-def fail(message: str) -> NoReturn:
-    """Ends the program with exit code 2 and one line, printed by the first process of each node only."""
+def fail(message: str, code: int = 2) -> NoReturn:
+    """Ends the program with an exit code and one line, printed by the first process of each node only."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"error: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
-    raise SystemExit(2)
+    raise SystemExit(code)
 
 
 def world_size() -> int:
@@ -59,8 +68,8 @@ def print_short_help(description: str, own_arguments: type) -> None:
         default = factory() if callable(factory) else field.default
         print(f"  --{field.name} (default: {default})\n        {field.metadata['help']}")
     print(
-        "\nAlso --config RECIPE.yaml, and every field of TRL's configuration classes (learning_rate, num_generations,"
-        "\nmodel_name_or_path, ...); --help_all lists them all after loading TRL (about ten seconds)."
+        "\nAlso --config RECIPE.yaml, and every field of TRL's configuration classes (learning_rate, max_steps, ...);"
+        "\n--help_all lists them all after loading TRL (about ten seconds)."
     )
 
 
@@ -88,7 +97,12 @@ def _accepts(hint: Any, value: Any) -> bool:
     if hint is type(None):
         return value is None
     if origin is list or hint is list:
-        return isinstance(value, list) and all(_accepts(parameters[0], v) for v in value if parameters)
+        if parameters == (str,) and isinstance(value, str):  # `lora_target_modules: all-linear`
+            return True
+        # Text is turned into numbers for single values only, so a list must hold the real thing.
+        return isinstance(value, list) and all(
+            _accepts(parameters[0], v) and _is_plain(v, parameters[0]) for v in value
+        )
     if origin is dict or hint is dict:
         return isinstance(value, (dict, str))  # a string is read as JSON by transformers
     if hint is bool:
@@ -102,6 +116,10 @@ def _accepts(hint: Any, value: Any) -> bool:
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         return value in [member.value for member in hint]
     return True
+
+
+def _is_plain(value: Any, hint: Any) -> bool:
+    return not (hint is float and isinstance(value, str))
 
 
 def _describe(hint: Any) -> str:
@@ -155,22 +173,23 @@ def check_keys_and_types(recipe: dict[str, Any], hints: dict[str, Any], source: 
     """Checks recipe values against the fields' type hints.
 
     Raises:
-        RecipeError: naming the first key that is unknown, of an older version, or of the wrong type.
+        RecipeError: naming every key that is unknown, of an older version, or of the wrong type.
     """
+    faults: list[str] = []
     for key, value in recipe.items():
         if key in hints:
-            if not _accepts(hints[key], value):
+            if not _accepts(hints[key], value) and not (isinstance(value, bool) and key in TRUTH_VALUE_TOO):
                 hint = ""
-                if isinstance(value, bool) and _accepts(hints[key], "no"):
-                    hint = ' (YAML reads a bare no or yes as a truth value: write "no" in quotes)'
-                raise RecipeError(f"{source}: {key} must be {_describe(hints[key])}, got {value!r}{hint}")
+                if value is False and key.endswith(("_strategy", "report_to")):
+                    hint = ' (YAML reads a bare no as a truth value: write "no" in quotes)'
+                faults.append(f"{key} must be {_describe(hints[key])}, got {value!r}{hint}")
         elif key in REMOVED_KEYS:
-            raise RecipeError(f"{source}: {key} no longer exists: {REMOVED_KEYS[key]}{OLD_RECIPE}")
+            faults.append(f"{key} no longer exists: {REMOVED_KEYS[key]}{OLD_RECIPE if key in ANCIENT_KEYS else ''}")
         elif key != "env":
             close = difflib.get_close_matches(key, hints, n=1)
-            raise RecipeError(
-                f"{source}: unknown key {key}" + (f"; did you mean {close[0]}?" if close else "; remove it")
-            )
+            faults.append(f"unknown key {key}" + (f"; did you mean {close[0]}?" if close else "; remove it"))
+    if faults:
+        raise RecipeError(f"{source}: " + " -- ".join(faults))
 
 
 def parse(
@@ -182,7 +201,7 @@ def parse(
 
     Args:
         dataclass_types: what `TrlParser` takes; their field names must not collide.
-        argv: the command line without the program's name.
+        argv: the command line without the program's name; `--help_all` prints every argument and ends the program.
         check: called with all values, by name, before the dataclasses are made; raises RecipeError on impossible ones.
 
     Raises:
@@ -194,41 +213,53 @@ def parse(
         def error(self, message: str) -> NoReturn:
             raise RecipeError(f"command line: {message}")
 
-    args = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
-    hints: dict[str, Any] = {}
-    for dataclass_type in dataclass_types:
-        hints |= typing.get_type_hints(dataclass_type)
-    if "--config" in args:
-        if args[-1] == "--config":
-            raise RecipeError("command line: --config needs the path of a recipe")
-        path = args[args.index("--config") + 1]
-        check_keys_and_types(read_yaml(path), hints, source=path)
     parser = OneLineParser(dataclass_types, allow_abbrev=False)
-    if check is not None:
-        # The same parser without making the dataclasses: GRPOConfig's own checks speak of derived quantities.
-        check(_values(OneLineParser(dataclass_types, allow_abbrev=False), args))
+    args = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
+    args = ["--help" if arg == "--help_all" else arg for arg in args]
+    if "--config" in args:
+        at = args.index("--config")
+        if at + 1 == len(args):
+            raise RecipeError("command line: --config needs the path of a recipe")
+        path = args[at + 1]
+        del args[at : at + 2]
+        hints: dict[str, Any] = {}
+        for dataclass_type in dataclass_types:
+            hints |= typing.get_type_hints(dataclass_type)
+        recipe = read_yaml(path)
+        check_keys_and_types(recipe, hints, source=path)
+        env = recipe.pop("env", None) or {}
+        if not isinstance(env, dict):
+            raise RecipeError(f"{path}: env must hold `NAME: value` lines")
+        os.environ.update({str(name): str(value) for name, value in env.items()})
+        parser.set_defaults_with_config(**recipe)
+    namespace, unknown = parser.parse_known_args(list(args))
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], [f"--{key}" for key in vars(namespace)], n=1)
+        raise RecipeError(f"command line: unknown {unknown[0]}" + (f"; did you mean {close[0]}?" if close else ""))
+    for action in parser._actions:  # argparse looks at the choices of command-line values only
+        value = getattr(namespace, action.dest, None)
+        if action.choices is not None and value is not None and value not in action.choices:
+            raise RecipeError(f"{action.dest} must be one of {', '.join(map(str, action.choices))}, got {value!r}")
+    if check is not None:  # GRPOConfig has checks of its own, but they speak of derived quantities
+        check(namespace)
     try:
-        return parser.parse_args_and_config(args)
+        return parser.parse_args_into_dataclasses(args=args, look_for_args_file=False)
     except RecipeError:
         raise
     except (ValueError, TypeError, ImportError, OSError) as error:
         raise RecipeError(str(error)) from error
 
 
-def _values(parser: Any, args: list[str]) -> argparse.Namespace:
-    args = list(args)
-    if "--config" in args:
-        at = args.index("--config")
-        parser.set_defaults_with_config(**{k: v for k, v in read_yaml(args[at + 1]).items() if k != "env"})
-        del args[at : at + 2]
-    namespace, unknown = parser.parse_known_args(args)
-    if unknown:
-        close = difflib.get_close_matches(unknown[0], [f"--{key}" for key in vars(namespace)], n=1)
-        raise RecipeError(f"command line: unknown {unknown[0]}" + (f"; did you mean {close[0]}?" if close else ""))
-    return namespace
-
-
 def require(condition: bool, key: str, expected: str, value: Any) -> None:
     """Raises RecipeError unless the condition holds."""
     if not condition:
         raise RecipeError(f"{key} must be {expected}, got {value!r}")
+
+
+def require_at_least(values: argparse.Namespace, minimum: float, *keys: str, exclusive: bool = False) -> None:
+    """Raises RecipeError unless each of the values is a number from `minimum` on, or above it when `exclusive`."""
+    for key in keys:
+        value = getattr(values, key)
+        good = isinstance(value, (int, float)) and (value > minimum if exclusive else value >= minimum)
+        expected = "positive" if exclusive and minimum == 0 else f"{minimum:g} or more"
+        require(good, key, expected, value)

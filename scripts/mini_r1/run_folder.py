@@ -18,8 +18,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from mini_r1.puzzle_data import PuzzleSplit
-from mini_r1.recipe import RecipeError
+from mini_r1.puzzle_data import GENERATE, PuzzleSplit
+from mini_r1.recipe import RecipeError, world_size
 from mini_r1.statistics import wilson_interval
 
 logger = logging.getLogger(__name__)
@@ -39,10 +39,16 @@ class Run:
     samples_folder: Path
 
 
+def is_first_process() -> bool:
+    """Whether this is the process of each node that speaks, by the launcher's word (no torch needed)."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 def set_up_logging(training_args: Any) -> None:
-    """Sends warnings and our own messages to standard error, and TensorBoard's files into the run folder."""
+    """Sends our messages to standard error, once per node, and TensorBoard's files into the run folder."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("mini_r1").setLevel(logging.INFO)
+    for name in ("mini_r1", "__main__"):
+        logging.getLogger(name).setLevel(logging.INFO if is_first_process() else logging.ERROR)
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(training_args.output_dir, "tensorboard")))
 
 
@@ -51,10 +57,15 @@ def set_up_logging(training_args: Any) -> None:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def _is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint holds weights and the trainer's state, which is written last of what every rank needs."""
+def _step_of(checkpoint: Path) -> int | None:
+    """The step of a complete checkpoint, None when weights or a readable trainer state are missing."""
     weights = ("*.safetensors", "*.bin", "global_step*", "pytorch_model_fsdp_0", "*.distcp")
-    return (checkpoint / "trainer_state.json").is_file() and any(any(checkpoint.glob(pattern)) for pattern in weights)
+    if not any(any(checkpoint.glob(pattern)) for pattern in weights):
+        return None
+    try:
+        return int(json.loads((checkpoint / "trainer_state.json").read_text())["global_step"])
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def find_checkpoint(training_args: Any) -> str | None:
@@ -78,15 +89,17 @@ def find_checkpoint(training_args: Any) -> str | None:
         if path.name.removeprefix("checkpoint-").isdigit():
             steps[int(path.name.removeprefix("checkpoint-"))] = path
     for step in sorted(steps, reverse=True):
-        if not _is_complete(steps[step]):
+        done = _step_of(steps[step])
+        if done is None:
             logger.warning("%s is incomplete and is passed over", steps[step])
             continue
-        state = json.loads((steps[step] / "trainer_state.json").read_text())
-        if 0 < training_args.max_steps <= state["global_step"]:
+        # The last thing that a run writes: without it, going on from the last checkpoint only does the closing.
+        if 0 < training_args.max_steps <= done and (folder / "trainer_state.json").is_file():
             raise RecipeError(
-                f"the run in {folder} is finished (step {state['global_step']} of {training_args.max_steps}): choose "
-                f"another --output_dir, remove the folder, or raise max_steps to go on"
+                f"the run in {folder} is finished (step {done} of {training_args.max_steps}): choose another "
+                f"--output_dir, remove the folder, or raise max_steps to go on"
             )
+        logger.info("going on from %s", steps[step])
         return str(steps[step])
     return None
 
@@ -121,22 +134,53 @@ def _hardware() -> dict[str, Any]:
     import torch
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"processes": int(os.environ.get("WORLD_SIZE", "1")), "gpus": gpus, "cpu_threads": torch.get_num_threads(),
+    return {"processes": world_size(), "gpus": gpus, "cpu_threads": torch.get_num_threads(),
             "machine": platform.machine()}  # fmt: skip
+
+
+def _mask_tokens(argv: list[str]) -> list[str]:
+    """The command line without the values of `--hub_token` and its like."""
+    masked = list(argv)
+    for i, word in enumerate(argv):
+        flag, equals, _ = word.partition("=")
+        if flag.startswith("--") and flag.endswith(("token", "password", "api_key", "api-key")):
+            if equals:
+                masked[i] = f"{flag}=***"
+            elif i + 1 < len(argv):
+                masked[i + 1] = "***"
+    return masked
+
+
+def _read_name(description: Path) -> str | None:
+    try:
+        return str(json.loads(description.read_text())["name"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _set_aside(folder: Path, name: str | None) -> None:
+    """Renames what an earlier run left in this folder, so that two runs never mix in one file."""
+    for part in ("samples", "tensorboard"):
+        if (folder / part).exists():
+            old = folder / f"{part}-{name or time.strftime('before-%Y%m%d-%H%M%S')}"
+            (folder / part).rename(old)
+            logger.warning("%s held an earlier run's %s; they are in %s now", folder, part, old)
 
 
 def open_run(training_args: Any, resume_from: str | None, argv: list[str], split: PuzzleSplit, *arguments: Any) -> Run:
     """Names the run, writes `run.json`, and prepares its sample folder; every rank gets the same name.
 
-    A resumed run keeps its name, so that its samples go on in the same files; any other run gets a new one.
+    A resumed run keeps its name, so that its samples go on in the same files; any other run gets a new one, and what
+    an earlier run left in the folder is set aside.
     """
     from accelerate.utils import broadcast_object_list
 
     folder = Path(training_args.output_dir)
     description = folder / "run.json"
     name = [f"{folder.resolve().name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"]
-    if resume_from is not None and description.is_file():
-        name = [json.loads(description.read_text()).get("name", name[0])]
+    earlier = _read_name(description)
+    if resume_from is not None and earlier is not None:
+        name = [earlier]
     broadcast_object_list(name)
     samples = Path(next(a.completion_samples_dir for a in arguments if hasattr(a, "completion_samples_dir")))
     run = Run(name[0], folder, samples / name[0])
@@ -145,7 +189,7 @@ def open_run(training_args: Any, resume_from: str | None, argv: list[str], split
             "name": run.name,
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "resumed_from": resume_from,
-            "command": [Path(sys.argv[0]).name, *argv],
+            "command": [Path(sys.argv[0]).name, *_mask_tokens(argv)],
             "seed": training_args.seed,
             "git_commit": _git_commit(),
             "versions": _versions(),
@@ -162,7 +206,11 @@ def open_run(training_args: Any, resume_from: str | None, argv: list[str], split
             },
         }
         folder.mkdir(parents=True, exist_ok=True)
-        description.write_text(json.dumps(record, indent=2, default=str) + "\n")
+        if resume_from is None:
+            _set_aside(folder, earlier)
+        draft = description.with_suffix(".json.new")
+        draft.write_text(json.dumps(record, indent=2, default=str) + "\n")
+        draft.replace(description)
         _link_samples(run)
     return run
 
@@ -203,6 +251,41 @@ def held_out_curve(log_history: list[dict[str, Any]], puzzles: int) -> list[dict
                 "mean_tokens": entry.get(LENGTH_METRIC),
             }
     return list(curve.values())
+
+
+def save_final_model(run: Run, trainer: Any, base_model: str, dataset: str) -> None:
+    """Writes the final weights, the tokenizer and the model card into the run folder; all ranks must call it."""
+    if trainer.is_fsdp_enabled:  # checkpoints are sharded, the final model is one that from_pretrained reads
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+    trainer.save_model(str(run.folder), _internal_call=True)  # any other call would push before the run is closed
+    if not trainer.accelerator.is_main_process:
+        return
+    trainer.processing_class.save_pretrained(run.folder)
+    trainer.create_model_card(
+        model_name=run.folder.resolve().name,
+        dataset_name=None if dataset == GENERATE or Path(dataset).exists() else dataset,
+        tags=["grpo", "countdown", "mini-r1"],
+    )
+    card = run.folder / "README.md"
+    if Path(base_model).exists() and card.is_file():  # TRL names only base models that are on the Hub
+        text = card.read_text().replace("[None](https://huggingface.co/None)", f"`{base_model}`")
+        card.write_text(text.replace('model="None"', f'model="{run.folder}"'))
+
+
+def push(run: Run, trainer: Any) -> None:
+    """Uploads the run folder as the recipe says; a failure is told with the way to try again, and loses nothing."""
+    import httpx
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        trainer.push_to_hub(commit_message=f"Run {run.name}")
+    except (OSError, HfHubHTTPError, httpx.HTTPError) as error:
+        logger.error(
+            "the upload failed (%s); nothing is lost: `hf upload %s %s` tries again",
+            error,
+            trainer.hub_model_id,
+            run.folder,
+        )
 
 
 def close_run(run: Run, trainer: Any) -> None:

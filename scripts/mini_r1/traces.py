@@ -6,9 +6,9 @@ two-number operations with every intermediate result, recognised for what it is:
     44-19=25, 35+25=60 too low
     44+19=63, 63+35=98 yes!
 
-A small model below roughly 1.5 B parameters does not invent search by itself, so it is shown some. Most traces *give
-up too early*: after a failed attempt they stop and answer with it although it is wrong. Only some persist until they
-find a solution. Both behaviours end up in the policy, and which of them pays is left for reinforcement learning.
+A small model below roughly 1.5 B parameters does not invent search by itself, so it is shown some. Traces either
+persist until they find a solution or *give up too early*: after a failed attempt they stop and answer with it although
+it is wrong. Both behaviours end up in the policy, and which of them pays is left for reinforcement learning.
 
 Standard library and numpy only.
 """

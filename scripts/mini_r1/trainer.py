@@ -1,4 +1,4 @@
-"""TRL's GRPOTrainer with the two things this project adds to it, and the callback that reports held-out success.
+"""TRL's GRPOTrainer with the two things this project adds to it: trimmed micro-batches and an observer.
 
 Importing this module loads torch and TRL (about ten seconds); scripts import it inside `main()`.
 
@@ -29,8 +29,8 @@ _ALONG_PROMPT = ("prompt_ids", "prompt_mask")
 def trim_padding(inputs: dict[str, Any]) -> dict[str, Any]:
     """Cuts a micro-batch to its own longest prompt and completion.
 
-    TRL pads every micro-batch to the longest row of the whole generation batch: on this task's mix of lengths about
-    half of the tokens that go through the model are padding. Loss and gradients do not change.
+    TRL pads every micro-batch to the longest row of the whole generation batch (`make bench` shows what that costs).
+    Loss and gradients do not change.
 
     Args:
         inputs: what `GRPOTrainer._compute_loss` takes; prompts are padded left, completions right.
@@ -41,7 +41,8 @@ def trim_padding(inputs: dict[str, Any]) -> dict[str, Any]:
     if "pixel_values" in inputs or "token_type_ids" in inputs or "mm_token_type_ids" in inputs:
         return inputs
     completion_length = inputs["completion_ids"].size(1)
-    longest_completion = max(int(inputs["completion_mask"].sum(dim=1).max()), 1)
+    # Two columns at least: TRL takes tensors of one column for per-sequence values.
+    longest_completion = max(int(inputs["completion_mask"].sum(dim=1).max()), min(2, completion_length))
     longest_prompt = max(int(inputs["prompt_mask"].sum(dim=1).max()), 1)
     trimmed = dict(inputs)
     for key in _ALONG_COMPLETION:
@@ -60,23 +61,26 @@ class CountdownGRPOTrainer(GRPOTrainer):
     """GRPOTrainer that trims micro-batches and shows every scored completion to an observer.
 
     Args:
+        trim: whether to trim micro-batches; without effect when `pad_to_multiple_of` asks for padding.
+
+    Attributes:
         observer: called once per generation batch with the keyword arguments `rows` (the data set rows, one per
             completion), `prompts`, `completions`, `completion_ids`, `tokenizer`, `step` (optimizer steps done),
             `split` (`train` or `held_out`), `rank`, and `log_metric(name, value)`, which logs a scalar averaged over
             all ranks. It must not raise.
-        trim: whether to trim micro-batches.
     """
 
-    def __init__(self, *args: Any, observer: Observer | None = None, trim: bool = True, **kwargs: Any):
+    def __init__(self, *args: Any, trim: bool = True, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self._observer, self._trim = observer, trim
+        self.observer: Observer | None = None
+        self._trim = trim and self.pad_to_multiple_of is None
 
     def _calculate_rewards(
         self, inputs: list[dict], prompts: list, completions: list, completion_ids_list: Sequence[list[int]]
     ) -> torch.Tensor:
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)  # (B, functions)
-        if self._observer is not None:
-            self._observer(
+        if self.observer is not None:
+            self.observer(
                 rows=inputs,
                 prompts=prompts,
                 completions=completions,
