@@ -25,7 +25,7 @@ $(BIN)/pip:
 
 # torch comes first and by itself, so that a CPU build of it satisfies everything else.
 $(BIN)/.installed: pyproject.toml configs/constraints.txt | $(BIN)/pip
-	$(PIP_INSTALL) torch==2.13.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	$(PIP_INSTALL) torch==2.13.0 $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 	DS_BUILD_OPS=0 $(PIP_INSTALL) -e ".[dev]"
 	@touch $@
 
