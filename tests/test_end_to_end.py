@@ -48,6 +48,8 @@ def test_a_run_leaves_everything_that_readme_promises(launcher: Launcher, tmp_pa
     curve = json.loads((run / "held_out.json").read_text())
     assert [point["step"] for point in curve] == [0, 2]
     assert all(0 <= point["low"] <= point["pass@1"] <= point["high"] <= 1 for point in curve)
+    assert "step        1/2 | solved" in output
+    assert "held-out    2/2 | solved" in output
     assert "held-out success before" in output
     assert "held-out success after" in output
     assert str(run) in output

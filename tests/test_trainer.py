@@ -84,3 +84,19 @@ def test_the_observer_sees_every_completion_once_and_in_both_modes(tmp_path: Pat
     assert [batch["split"] for batch in seen] == ["train", "held_out"]
     assert [len(batch["completions"]) for batch in seen] == [32, 8]
     assert all(len(batch[key]) == 32 for key in ("rows", "prompts", "completion_ids") for batch in seen[:1])
+
+
+def test_a_step_is_told_in_one_line():
+    from mini_r1.trainer import progress_line
+
+    logs = {
+        "reward": 1.5, "rewards/equation_reward_func/mean": 0.625, "rewards/format_reward_func/mean": 1.0,
+        "completions/mean_length": 98.25, "thinking/attempts": 3.5, "completions/clipped_ratio": None,
+        "step_time": 8.04,
+    }  # fmt: skip
+    line = progress_line(logs, 12, 40)
+    assert line == "step       12/40 | solved  62% | format 100% |  98.2 tokens | 3.50 attempts | 8.0 s"
+    held_out = progress_line({f"eval_{key}": value for key, value in logs.items()}, 15, 40)
+    assert held_out is not None
+    assert held_out.startswith("held-out   15/40 | solved  62% | ")
+    assert progress_line({"train_runtime": 3.0}, 40, 40) is None

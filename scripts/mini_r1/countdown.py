@@ -9,7 +9,7 @@ Standard library and numpy only: this module knows nothing of models and imports
     >>> check_equation("(44 - 19) + 35", nums=[19, 35, 44], target=60).reason.value
     'correct'
     >>> solve([44, 19, 35], 98)
-    '44 + 19 + 35'
+    '19 + 35 + 44'
 """
 
 from __future__ import annotations

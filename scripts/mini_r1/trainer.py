@@ -1,4 +1,4 @@
-"""TRL's GRPOTrainer with the two things this project adds to it: trimmed micro-batches and an observer.
+"""TRL's GRPOTrainer with what this project adds to it: trimmed micro-batches, an observer, one line a step.
 
 Importing this module loads torch and TRL (about ten seconds); scripts import it inside `main()`.
 
@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from transformers import ProgressCallback
 from trl import GRPOTrainer
 
 # Tensors of a micro-batch that run along the completion, (B, T_c); those along the prompt are (B, T_p).
@@ -54,11 +55,43 @@ def trim_padding(inputs: dict[str, Any]) -> dict[str, Any]:
     return trimmed
 
 
+def progress_line(logs: dict[str, Any], step: int, max_steps: int) -> str | None:
+    """One readable line for what the trainer just logged; TensorBoard has the rest. None when there is nothing to tell.
+
+    Args:
+        logs: the trainer's scalars; those of an evaluation begin with `eval_`.
+        step, max_steps: optimizer steps done and to do.
+    """
+    prefix = "eval_" if "eval_reward" in logs else ""
+    if f"{prefix}reward" not in logs:
+        return None
+    parts = [
+        (f"{prefix}rewards/equation_reward_func/mean", "solved {:4.0%}"),
+        (f"{prefix}rewards/format_reward_func/mean", "format {:4.0%}"),
+        (f"{prefix}completions/mean_length", "{:5.1f} tokens"),
+        (f"{prefix}thinking/attempts", "{:4.2f} attempts"),
+        (f"{prefix}completions/clipped_ratio", "cut off {:3.0%}"),
+        ("kl", "KL {:.4f}"),
+        ("step_time", "{:.1f} s"),
+    ]
+    told = [text.format(logs[key]) for key, text in parts if isinstance(logs.get(key), (int, float))]
+    return " | ".join([f"{'held-out' if prefix else 'step':<8} {step:>4}/{max_steps}", *told])
+
+
+class OneLineProgress(ProgressCallback):
+    """The usual progress bar with one line per log entry instead of a dictionary of fifty scalars."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        line = progress_line(logs or {}, state.global_step, state.max_steps)
+        if line is not None and state.is_world_process_zero and self.training_bar is not None:
+            self.training_bar.write(line)
+
+
 Observer = Callable[..., None]
 
 
 class CountdownGRPOTrainer(GRPOTrainer):
-    """GRPOTrainer that trims micro-batches and shows every scored completion to an observer.
+    """GRPOTrainer that trims micro-batches, shows every scored completion to an observer, and logs a line a step.
 
     Args:
         trim: whether to trim micro-batches; without effect when `pad_to_multiple_of` asks for padding.
@@ -73,6 +106,9 @@ class CountdownGRPOTrainer(GRPOTrainer):
     def __init__(self, *args: Any, trim: bool = True, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.observer: Observer | None = None
+        if not self.args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(OneLineProgress)
         self._trim = trim and self.pad_to_multiple_of is None
 
     def _calculate_rewards(
