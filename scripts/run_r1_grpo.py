@@ -332,19 +332,29 @@ def load_split(args: ScriptArguments) -> PuzzleSplit:
 
 
 def whole_batches(eval_dataset: Any, training_args: Any) -> Any:
-    """The evaluation puzzles cut to whole batches of all processes.
+    """The evaluation puzzles cut to whole batches of all processes; a batch that is too large is made smaller.
 
     The trainer averages the means of batches, and fills the last one up with repetitions: a short batch would weigh
     its puzzles more, or count some twice.
+
+    Raises:
+        RecipeError: when there are too few puzzles for a single batch.
     """
     processes = training_args.world_size
-    training_args.per_device_eval_batch_size = max(
-        1, min(training_args.per_device_eval_batch_size, len(eval_dataset) // processes)
-    )
-    batch = training_args.per_device_eval_batch_size * processes
-    kept = len(eval_dataset) // batch * batch
+    generations = training_args.num_generations_eval or training_args.num_generations
+    for per_device in range(training_args.per_device_eval_batch_size, 0, -1):
+        puzzles_per_batch, rest = divmod(per_device * processes, generations)
+        if rest == 0 and 0 < puzzles_per_batch <= len(eval_dataset):
+            break
+    else:
+        raise recipe.RecipeError(
+            f"{len(eval_dataset)} held-out puzzles to evaluate on are too few: raise held_out_puzzles, eval_puzzles or "
+            f'dataset_rows, or set eval_strategy: "no"'
+        )
+    training_args.per_device_eval_batch_size = per_device
+    kept = len(eval_dataset) // puzzles_per_batch * puzzles_per_batch
     if kept < len(eval_dataset):
-        logger.info("evaluating on %d of %d puzzles: whole batches of %d", kept, len(eval_dataset), batch)
+        logger.info("evaluating on %d of %d puzzles: whole batches of %d", kept, len(eval_dataset), puzzles_per_batch)
     return eval_dataset.select(range(kept))
 
 
@@ -395,11 +405,11 @@ def main(argv: list[str]) -> None:
             f"{len(train_dataset)} puzzles to train on are fewer than one step's {puzzles_per_step}: raise "
             f"dataset_rows or max_prompt_tokens, or lower per_device_train_batch_size or gradient_accumulation_steps"
         )
-    if evaluates and len(eval_dataset) < training_args.world_size:
-        recipe.fail(
-            f"{len(eval_dataset)} held-out puzzles to evaluate on: raise held_out_puzzles, eval_puzzles or "
-            f'dataset_rows, or set eval_strategy: "no"'
-        )
+    if evaluates:
+        try:
+            eval_dataset = whole_batches(eval_dataset, training_args)
+        except recipe.RecipeError as error:
+            recipe.fail(str(error))
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
@@ -414,7 +424,7 @@ def main(argv: list[str]) -> None:
             reward_funcs=[format_reward_func, equation_reward_func],
             args=training_args,
             train_dataset=train_dataset,
-            eval_dataset=whole_batches(eval_dataset, training_args) if evaluates else None,
+            eval_dataset=eval_dataset if evaluates else None,
             processing_class=tokenizer,
             peft_config=get_peft_config(model_args),
             quantization_config=get_quantization_config(model_args),
@@ -439,8 +449,8 @@ def main(argv: list[str]) -> None:
     run_folder.save_final_model(run, trainer, model_args.model_name_or_path, script_args.dataset_id_or_path)
     trainer.log_metrics("train", result.metrics)
     trainer.save_metrics("train", {**result.metrics, "train_samples": len(train_dataset)})
-    trainer.save_state()
     run_folder.close_run(run, trainer)
+    trainer.save_state()  # last, for it marks the run as finished
     if training_args.push_to_hub:
         run_folder.push(run, trainer)
 

@@ -245,13 +245,20 @@ def test_uneven_evaluation_sets_are_cut_to_whole_batches_and_tokens_never_reach_
 
 
 def test_a_run_without_evaluation_and_a_second_run_in_the_same_folder(launcher: Launcher, tmp_path: Path):
+    import torch
+    from safetensors import safe_open
+
     run = tmp_path / "run"
     settings = {**QUICK, "max_steps": 1, "eval_strategy": "no", "save_strategy": "no", "output_dir": run}
+    settings |= {"dtype": "bfloat16", "learning_rate": 1e-6}
     names = []
     for _ in range(2):
         code, output = launcher.run(**settings, completion_samples_dir=tmp_path / "samples")
         assert code == 0, output
         assert "not measured" in output
+        assert "dtype: bfloat16 without DeepSpeed" in output  # such a run would learn nothing
+        with safe_open(run / "model.safetensors", "pt") as weights:
+            assert weights.get_tensor("model.embed_tokens.weight").dtype == torch.bfloat16  # the recipe's dtype
         assert not (run / "held_out.json").exists()
         names.append(json.loads((run / "run.json").read_text())["name"])
         assert len(jsonl(run / "samples" / "completion_samples.jsonl")) == 8  # this run's alone
