@@ -133,10 +133,11 @@ def test_a_killed_run_goes_on_from_its_newest_checkpoint(launcher: Launcher, tmp
     assert "--output_dir" in output
 
 
-def test_zero3_on_two_cpu_processes(launcher: Launcher, tmp_path: Path):
+@pytest.mark.parametrize("config", ["deepspeed_zero3.yaml", "deepspeed_zero1.yaml"])
+def test_deepspeed_on_two_cpu_processes(config: str, launcher: Launcher, tmp_path: Path):
     run = tmp_path / "run"
     code, output = launcher.run(
-        config="deepspeed_zero3.yaml",
+        config=config,
         launch_flags=("--num_processes", "2", "--mixed_precision", "no"),  # the recipe's use_cpu does the rest
         **{**QUICK, "per_device_eval_batch_size": 8},
         output_dir=run,
