@@ -69,7 +69,7 @@ class Launcher:
             stdout=stdout, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
-    def run(self, *args: object, timeout: float = 600, **kwargs: object) -> tuple[int, str]:
+    def run(self, *args: object, timeout: float = 850, **kwargs: object) -> tuple[int, str]:
         """Exit code and the whole output; nothing that was started survives."""
         process = self.start(*args, **kwargs)  # type: ignore[arg-type]
         try:
