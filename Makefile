@@ -41,7 +41,7 @@ train: $(BIN)/.installed ## train (the tiny model on CPU, or RECEIPE=... ACCELER
 cold-start: $(BIN)/.installed ## train the tiny model's starting point again (supervised, about 35 minutes)
 	$(BIN)/python scripts/run_cold_start.py --config receipes/sft-tiny-countdown.yaml $(ARGS)
 
-test: $(BIN)/.installed ## every test that needs no GPU (about ten minutes)
+test: $(BIN)/.installed ## every test that needs no GPU (about seven minutes)
 	$(BIN)/python -m pytest scripts tests
 
 test-fast: $(BIN)/.installed ## the tests that need no torch (seconds)

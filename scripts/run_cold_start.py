@@ -255,6 +255,7 @@ def main(argv: list[str]) -> None:
     try:
         args, training_args = recipe.parse((ColdStartArguments, SFTConfig), argv, check_values)
         run_folder.set_up_logging(training_args)
+        run_folder.check_writable(training_args.output_dir)
         split = load_puzzles(
             GENERATE,
             rows=args.puzzles,

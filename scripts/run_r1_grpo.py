@@ -368,6 +368,7 @@ def main(argv: list[str]) -> None:
             (ModelConfig, ScriptArguments, GRPOConfig), argv, check_values
         )
         run_folder.set_up_logging(training_args)
+        run_folder.check_writable(training_args.output_dir)
         resume_from = run_folder.find_checkpoint(training_args)
     except recipe.RecipeError as error:
         recipe.fail(str(error))

@@ -183,6 +183,7 @@ def test_lora(launcher: Launcher, tmp_path: Path):
         pytest.param({"model_name_or_path": "./nowhere"}, "model_name_or_path", id="no such model"),
         pytest.param({"dataset_id_or_path": "./nowhere.jsonl"}, "does not exist", id="no such file"),
         pytest.param({"dataset_id_or_path": "nobody/nothing"}, "dataset_id_or_path: generate", id="offline"),
+        pytest.param({"output_dir": "README.md/run"}, "output_dir: cannot write", id="a folder that cannot be made"),
         pytest.param({"eval_puzzles": 0}, "held_out_puzzles", id="nothing to evaluate on"),
         pytest.param({"dataset_rows": 9}, "raise dataset_rows", id="fewer puzzles than one step takes"),
         pytest.param({"num_generations": "none"}, "num_generations", id="nothing where a number must be"),

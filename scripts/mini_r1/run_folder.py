@@ -12,6 +12,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -50,6 +51,20 @@ def set_up_logging(training_args: Any) -> None:
     for name in ("mini_r1", "__main__"):
         logging.getLogger(name).setLevel(logging.INFO if is_first_process() else logging.ERROR)
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(training_args.output_dir, "tensorboard")))
+
+
+def check_writable(folder: str) -> None:
+    """Makes the run folder and writes to it once, so that a full or read-only disk is told before anything is loaded.
+
+    Raises:
+        RecipeError: when that fails.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"\0" * 4096)
+    except OSError as error:
+        raise RecipeError(f"output_dir: cannot write to {folder}: {error}") from error
 
 
 # --------------------------------------------------------------------------------------------------------------------
