@@ -327,7 +327,7 @@ def load_split(args: ScriptArguments) -> PuzzleSplit:
         number_counts=args.number_counts,
         number_range=args.number_range,
         target_range=args.target_range,
-        progress=run_folder.is_first_process(),
+        progress=recipe.is_first_process(),
     )
 
 

