@@ -29,7 +29,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mini_r1 import recipe, run_folder
+from mini_r1 import process_guard, recipe, run_folder, vllm_server
 from mini_r1.completions import (
     Sample,
     SampleLog,
@@ -42,6 +42,7 @@ from mini_r1.completions import (
 )
 from mini_r1.countdown import Reason
 from mini_r1.puzzle_data import DataError, PuzzleSplit, load_puzzles
+from mini_r1.vllm_server import VLLMArguments, VLLMServerError
 
 if TYPE_CHECKING:
     import argparse
@@ -364,12 +365,14 @@ def main(argv: list[str]) -> None:
 
     # ---- recipe ----------------------------------------------------------------------------------------------------
     try:
-        model_args, script_args, training_args = recipe.parse(
-            (ModelConfig, ScriptArguments, GRPOConfig), argv, check_values
+        model_args, script_args, vllm_args, training_args = recipe.parse(
+            (ModelConfig, ScriptArguments, VLLMArguments, GRPOConfig), argv, check_values
         )
         run_folder.set_up_logging(training_args)
         run_folder.check_writable(training_args.output_dir)
         resume_from = run_folder.find_checkpoint(training_args)
+        values = recipe.merged(model_args, script_args, vllm_args, training_args)
+        where, server = vllm_server.set_up(values)  # vLLM loads in a process of its own from here on
     except recipe.RecipeError as error:
         recipe.fail(str(error))
     warn_about(model_args, training_args)
@@ -384,7 +387,7 @@ def main(argv: list[str]) -> None:
     training_args.eval_on_start &= evaluates
 
     # ---- tokenizer and model ---------------------------------------------------------------------------------------
-    from mini_r1.trainer import CountdownGRPOTrainer
+    from mini_r1.trainer import CountdownGRPOTrainer, VLLMAgreement
 
     tokenizer_name = script_args.tokenizer_name_or_path or model_args.model_name_or_path
     try:
@@ -420,6 +423,10 @@ def main(argv: list[str]) -> None:
 
     # ---- trainer ---------------------------------------------------------------------------------------------------
     try:
+        if training_args.use_vllm:
+            from mini_r1 import vllm_client
+
+            vllm_client.connect(values, where, server, training_args)
         trainer = CountdownGRPOTrainer(
             model=model_args.model_name_or_path,
             reward_funcs=[format_reward_func, equation_reward_func],
@@ -431,9 +438,11 @@ def main(argv: list[str]) -> None:
             quantization_config=get_quantization_config(model_args),
             trim=script_args.trim_micro_batches,
         )
-    except (ImportError, OSError, ValueError) as error:  # a package, a server, weights or a value that is not there
+    except VLLMServerError as error:
+        recipe.fail(str(error), code=3)
+    except (ImportError, OSError, ValueError) as error:  # a package, weights or a value that is not there
         recipe.fail(f"cannot set up the trainer as the recipe asks: {error}")
-    run = run_folder.open_run(training_args, resume_from, argv, split, script_args, model_args)
+    run = run_folder.open_run(training_args, resume_from, argv, split, script_args, vllm_args, model_args)
     trainer.observer = make_observer(
         SampleLog(
             run.samples_folder,
@@ -443,8 +452,14 @@ def main(argv: list[str]) -> None:
         )
     )
 
+    if training_args.use_vllm:
+        trainer.add_callback(VLLMAgreement(trainer, tokenizer(train_dataset[0]["prompt"])["input_ids"]))
+
     # ---- train -----------------------------------------------------------------------------------------------------
-    result = trainer.train(resume_from_checkpoint=resume_from)
+    try:
+        result = trainer.train(resume_from_checkpoint=resume_from)
+    except VLLMServerError as error:  # raised on every rank at once
+        recipe.fail(f"{error}; {run_folder.save_interrupted(trainer)}", code=3)
 
     # ---- save ------------------------------------------------------------------------------------------------------
     run_folder.save_final_model(run, trainer, model_args.model_name_or_path, script_args.dataset_id_or_path)
@@ -458,8 +473,9 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     if "--help" in sys.argv[1:] or "-h" in sys.argv[1:]:
-        recipe.print_short_help(__doc__, ScriptArguments)
+        recipe.print_short_help(__doc__, ScriptArguments, VLLMArguments)
         sys.exit()
+    process_guard.die_with_launcher()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the data loader forks after the tokenizer was used
     try:
         main(sys.argv[1:])

@@ -24,7 +24,6 @@ REMOVED_KEYS = {
     "torch_dtype": "write `dtype`",
     "warmup_ratio": "write `warmup_steps`, where a value below 1 is the ratio",
     "max_prompt_length": "nothing truncates prompts any more; `max_prompt_tokens` drops puzzles with longer ones",
-    "vllm_device": "write `vllm_mode: server` and start vLLM on that GPU, or `vllm_mode: colocate`",
     "vllm_max_model_len": "write `vllm_max_model_length`",
     "dataset_splits": "write `dataset_split`",
     "logging_dir": "set the environment variable TENSORBOARD_LOGGING_DIR",
@@ -35,7 +34,7 @@ REMOVED_KEYS = {
     "overwrite_output_dir": "choose another `output_dir`, or remove the old one",
 }
 # Keys that only recipes for TRL 0.14 and 0.15 have.
-ANCIENT_KEYS = ("max_prompt_length", "vllm_device")
+ANCIENT_KEYS = ("max_prompt_length",)
 OLD_RECIPE = (
     "; if this recipe was written for TRL 0.14 or 0.15, batch sizes counted prompts there: they count completions now, "
     "so multiply per_device_train_batch_size by num_generations to keep the run the same"
@@ -65,10 +64,10 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def print_short_help(description: str, own_arguments: type) -> None:
+def print_short_help(description: str, *own_arguments: type) -> None:
     """Help that needs no heavy import: the script's own arguments, and where the others are described."""
     print(description.strip(), "\n\nArguments of this script (as `key: value` in the recipe or `--key value`):\n")
-    for field in dataclasses.fields(own_arguments):
+    for field in (field for arguments in own_arguments for field in dataclasses.fields(arguments)):
         factory = field.default_factory
         default = factory() if callable(factory) else field.default
         print(f"  --{field.name} (default: {default})\n        {field.metadata['help']}")
@@ -253,6 +252,11 @@ def parse(
         raise
     except (ValueError, TypeError, ImportError, OSError) as error:
         raise RecipeError(str(error)) from error
+
+
+def merged(*arguments: Any) -> types.SimpleNamespace:
+    """All keys of a recipe in one place, from the dataclass instances that `parse` returned."""
+    return types.SimpleNamespace(**{key: value for argument in arguments for key, value in vars(argument).items()})
 
 
 def require(condition: bool, key: str, expected: str, value: Any) -> None:

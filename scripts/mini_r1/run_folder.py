@@ -240,6 +240,25 @@ def _link_samples(run: Run) -> None:
         logger.warning("cannot prepare %s (%s); training goes on without readable samples", run.samples_folder, error)
 
 
+def save_interrupted(trainer: Any) -> str:
+    """Saves a checkpoint of the last finished step when a run cannot go on; all ranks must call it.
+
+    Returns:
+        What was done, as a clause for the closing message.
+    """
+    from accelerate.utils import broadcast_object_list
+
+    step = trainer.state.global_step
+    folder = Path(trainer.args.output_dir, f"checkpoint-{step}")
+    needed = [step > 0 and (not folder.is_dir() or _step_of(folder) is None)]
+    broadcast_object_list(needed)  # one answer for all: saving is a collective operation
+    if needed[0]:
+        trainer._save_checkpoint(trainer.model, trial=None)
+    if step == 0:
+        return "nothing was trained yet"
+    return f"step {step} is saved in {folder}, and the same command goes on from there"
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Closing
 # --------------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
-"""TRL's GRPOTrainer with what this project adds to it: trimmed micro-batches, an observer, one line a step.
+"""TRL's GRPOTrainer with what this project adds to it: trimmed micro-batches, an observer, one line a step, and a
+comparison of vLLM's log-probabilities with the trainer's.
 
 Importing this module loads torch and TRL (about ten seconds); scripts import it inside `main()`.
 
@@ -7,12 +8,23 @@ Shapes: B completions (P prompts x G generations), T_p prompt tokens, T_c comple
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import ProgressCallback
+from accelerate.utils import broadcast_object_list
+from transformers import ProgressCallback, TrainerCallback
 from trl import GRPOTrainer
+
+logger = logging.getLogger(__name__)
+
+AGREEMENT_NAME = "vllm_agreement.json"
+# Mean difference of log-probabilities beyond which vLLM samples from another model than the one that is trained;
+# bfloat16 kernels alone make about a hundredth.
+_DISAGREEMENT = 0.1
 
 # Tensors of a micro-batch that run along the completion, (B, T_c); those along the prompt are (B, T_p).
 _ALONG_COMPLETION = (
@@ -87,6 +99,46 @@ class OneLineProgress(ProgressCallback):
             self.training_bar.write(line)
 
 
+class VLLMAgreement(TrainerCallback):
+    """Compares vLLM's log-probabilities of a fixed text with the trainer's before the first step and after the last.
+
+    They agree only if vLLM computes with the weights that are trained, so this shows whether updates arrive. Writes
+    `vllm_agreement.json` into the run folder: per comparison the step, the tokens, both lists, and their differences.
+
+    Args:
+        trainer: a trainer that generates with vLLM.
+        token_ids: the text.
+    """
+
+    def __init__(self, trainer: CountdownGRPOTrainer, token_ids: list[int]):
+        self.trainer, self.token_ids = trainer, token_ids
+        self.path = Path(trainer.args.output_dir, AGREEMENT_NAME)
+        self.records: list[dict[str, Any]] = []
+
+    def _compare(self, step: int) -> None:
+        by_vllm, by_trainer = self.trainer.logprobs_of(self.token_ids)
+        if not self.trainer.accelerator.is_main_process:
+            return
+        differences = [abs(a - b) for a, b in zip(by_vllm, by_trainer, strict=True)]
+        mean, largest = sum(differences) / len(differences), max(differences)
+        self.records.append({"step": step, "token_ids": self.token_ids, "vllm": by_vllm, "trainer": by_trainer,
+                             "mean_difference": mean, "largest_difference": largest})  # fmt: skip
+        self.path.write_text(json.dumps(self.records, indent=1) + "\n")
+        logger.log(
+            logging.WARNING if mean > _DISAGREEMENT else logging.INFO,
+            "step %d: vLLM's and the trainer's log-probabilities of a fixed text differ by %.2g in the mean, %.2g at "
+            "most%s", step, mean, largest,
+            "; vLLM samples from another model than the one trained: check revision and dtype"
+            if mean > _DISAGREEMENT else "",
+        )  # fmt: skip
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._compare(state.global_step)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._compare(state.global_step)
+
+
 Observer = Callable[..., None]
 
 
@@ -110,6 +162,49 @@ class CountdownGRPOTrainer(GRPOTrainer):
             self.remove_callback(ProgressCallback)
             self.add_callback(OneLineProgress)
         self._trim = trim and self.pad_to_multiple_of is None
+
+    def logprobs_of(self, token_ids: list[int]) -> tuple[list[float], list[float]]:
+        """Log-probabilities (temperature 1) of a text by vLLM, with the newest weights, and by the model itself.
+
+        A collective operation: every rank calls it with the same text.
+
+        Args:
+            token_ids: T tokens, two or more.
+
+        Returns:
+            Two lists of T - 1 values, for the tokens from the second on: vLLM's, and the model's.
+
+        Raises:
+            VLLMServerError: on every rank, when the server is lost.
+        """
+        vllm = self.vllm_generation
+        vllm.sync_weights()
+        self._last_loaded_step = self.state.global_step
+        if vllm.mode == "server":
+            answer = [vllm.vllm_client.prompt_logprobs(token_ids) if self.accelerator.is_main_process else None]
+            broadcast_object_list(answer)
+            by_vllm = list(answer[0])  # raises where the server is lost
+        else:
+            from vllm import SamplingParams
+
+            if vllm.enable_sleep_mode:
+                vllm.llm.wake_up(tags=["kv_cache"])
+            sampling = SamplingParams(max_tokens=1, prompt_logprobs=0)
+            (output,) = vllm.llm.generate([{"prompt_token_ids": token_ids}], sampling, use_tqdm=False)
+            by_vllm = [
+                at[token].logprob for at, token in zip(output.prompt_logprobs[1:], token_ids[1:], strict=True)
+            ]
+            if vllm.enable_sleep_mode:
+                vllm.llm.sleep(level=2)
+                vllm._llm_weights_sleeping = True
+        ids = torch.tensor([token_ids], device=self.accelerator.device)  # (1, T)
+        training = self.model.training
+        self.model.eval()
+        with torch.no_grad(), self.compute_loss_context_manager():
+            logits = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits  # (1, T, vocabulary)
+        self.model.train(training)
+        logprobs = logits[0, :-1].float().log_softmax(-1).gather(1, ids[0, 1:, None])  # (T - 1, 1)
+        return by_vllm, logprobs[:, 0].tolist()
 
     def _calculate_rewards(
         self, inputs: list[dict], prompts: list, completions: list, completion_ids_list: Sequence[list[int]]

