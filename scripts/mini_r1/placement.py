@@ -187,7 +187,7 @@ def plan(values: Any, machine: Machine, installed: tuple[str, str] | None) -> Pl
         )
     if values.vllm_mode == "colocate":
         return _colocated(values, machine, on_cpu, devices, lines)
-    transfer = _transfer(values, on_cpu)
+    transfer = weight_transfer(values, on_cpu)
     if values.vllm_device == "none" or values.vllm_server_base_url:
         return _other_server(values, on_cpu, devices, transfer, lines)
     named_port = values.vllm_server_port != TRL_SERVER_PORT
@@ -199,7 +199,9 @@ def plan(values: Any, machine: Machine, installed: tuple[str, str] | None) -> Pl
         )
     gpus = _server_gpus(values, machine, devices) if machine.is_first and not on_cpu else ()
     if on_cpu and devices:
-        raise RecipeError(f"vllm_device: {values.vllm_device}, but there is no GPU in use here: write vllm_device: auto")
+        raise RecipeError(
+            f"vllm_device: {values.vllm_device}, but there is no GPU in use here: write vllm_device: auto"
+        )
     where = "the CPU" if on_cpu else ", ".join(f"cuda:{machine.gpus.index(gpu)}" for gpu in gpus) or "the first machine"
     lines += (f"  generation: a vLLM server on {where}, started and ended by this run; weights by {transfer}",)
     if gpus and values.vllm_gpu_memory_utilization < 0.5:
@@ -258,7 +260,8 @@ def _colocated(
     )
 
 
-def _transfer(values: Any, on_cpu: bool) -> str:
+def weight_transfer(values: Any, on_cpu: bool) -> str:
+    """`nccl` or `folder`, as the recipe says or the machine suggests. Raises RecipeError for anything else."""
     transfer = values.vllm_weight_transfer
     if transfer == "auto":
         return "folder" if on_cpu else "nccl"

@@ -196,21 +196,20 @@ def check_keys_and_types(recipe: dict[str, Any], hints: dict[str, Any], source: 
         raise RecipeError(f"{source}: " + " -- ".join(faults))
 
 
-def parse(
-    dataclass_types: Sequence[type],
-    argv: Sequence[str],
-    check: Callable[[argparse.Namespace], None] | None = None,
-) -> tuple[Any, ...]:
-    """Reads `--config RECIPE.yaml` and the overrides after it into instances of the dataclasses, in order.
+def read_values(dataclass_types: Sequence[type], argv: Sequence[str]) -> argparse.Namespace:
+    """Every key with its value from the command line, else from `--config RECIPE.yaml`, else by default.
 
     Args:
         dataclass_types: what `TrlParser` takes; their field names must not collide.
         argv: the command line without the program's name; `--help_all` prints every argument and ends the program.
-        check: called with all values, by name, before the dataclasses are made; raises RecipeError on impossible ones.
 
     Raises:
         RecipeError: on anything that cannot be run; the message names the key.
     """
+    return _read(dataclass_types, argv)[1]
+
+
+def _read(dataclass_types: Sequence[type], argv: Sequence[str]) -> tuple[Any, argparse.Namespace, list[str]]:
     from trl import TrlParser
 
     class OneLineParser(TrlParser):
@@ -244,6 +243,24 @@ def parse(
         value = getattr(namespace, action.dest, None)
         if action.choices is not None and value is not None and value not in action.choices:
             raise RecipeError(f"{action.dest} must be one of {', '.join(map(str, action.choices))}, got {value!r}")
+    return parser, namespace, args
+
+
+def parse(
+    dataclass_types: Sequence[type],
+    argv: Sequence[str],
+    check: Callable[[argparse.Namespace], None] | None = None,
+) -> tuple[Any, ...]:
+    """Reads `--config RECIPE.yaml` and the overrides after it into instances of the dataclasses, in order.
+
+    Args:
+        dataclass_types, argv: as for `read_values`.
+        check: called with all values, by name, before the dataclasses are made; raises RecipeError on impossible ones.
+
+    Raises:
+        RecipeError: on anything that cannot be run; the message names the key.
+    """
+    parser, namespace, args = _read(dataclass_types, argv)
     if check is not None:  # GRPOConfig has checks of its own, but they speak of derived quantities
         check(namespace)
     try:

@@ -83,6 +83,7 @@ def progress_line(logs: dict[str, Any], step: int, max_steps: int) -> str | None
         (f"{prefix}completions/mean_length", "{:5.1f} tokens"),
         (f"{prefix}thinking/attempts", "{:4.2f} attempts"),
         (f"{prefix}completions/clipped_ratio", "cut off {:3.0%}"),
+        ("loss", "loss {:.4f}"),
         ("kl", "KL {:.4f}"),
         ("step_time", "{:.1f} s"),
     ]
@@ -95,8 +96,12 @@ class OneLineProgress(ProgressCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         line = progress_line(logs or {}, state.global_step, state.max_steps)
-        if line is not None and state.is_world_process_zero and self.training_bar is not None:
+        if line is None:
+            return
+        if state.is_world_process_zero and self.training_bar is not None:
             self.training_bar.write(line)
+        elif state.is_local_process_zero and not state.is_world_process_zero:
+            logger.info(line)  # the other machines' logs show that they are alive, too
 
 
 class VLLMAgreement(TrainerCallback):
@@ -181,7 +186,9 @@ class CountdownGRPOTrainer(GRPOTrainer):
         vllm.sync_weights()
         self._last_loaded_step = self.state.global_step
         if vllm.mode == "server":
-            answer = [vllm.vllm_client.prompt_logprobs(token_ids) if self.accelerator.is_main_process else None]
+            answer: list[Any] = [None]
+            if self.accelerator.is_main_process:
+                answer = [vllm.vllm_client.prompt_logprobs(token_ids)]
             broadcast_object_list(answer)
             by_vllm = list(answer[0])  # raises where the server is lost
         else:
@@ -191,9 +198,7 @@ class CountdownGRPOTrainer(GRPOTrainer):
                 vllm.llm.wake_up(tags=["kv_cache"])
             sampling = SamplingParams(max_tokens=1, prompt_logprobs=0)
             (output,) = vllm.llm.generate([{"prompt_token_ids": token_ids}], sampling, use_tqdm=False)
-            by_vllm = [
-                at[token].logprob for at, token in zip(output.prompt_logprobs[1:], token_ids[1:], strict=True)
-            ]
+            by_vllm = [at[token].logprob for at, token in zip(output.prompt_logprobs[1:], token_ids[1:], strict=True)]
             if vllm.enable_sleep_mode:
                 vllm.llm.sleep(level=2)
                 vllm._llm_weights_sleeping = True

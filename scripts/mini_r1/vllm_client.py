@@ -10,6 +10,7 @@ Importing this module loads TRL and vLLM (twenty seconds); scripts import it ins
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import os
@@ -67,13 +68,19 @@ class RunClient(VLLMClient):
         try:
             response = self.session.request(method, url, **kwargs)
         except requests.RequestException as error:
-            if self.server is not None:
-                self.server.wait_for_end(10)  # the connection breaks a moment before the process is gone
-                self.server.check()
+            self._check_own_server()
             raise VLLMServerError(f"the vLLM server at {self.base_url} cannot be reached: {error}") from error
+        if response.status_code >= 500:
+            self._check_own_server()
         if response.status_code != 200:
             raise VLLMServerError(f"the vLLM server answers {url} with {response.status_code}: {response.text[:500]}")
         return response.json()
+
+    def _check_own_server(self) -> None:
+        """A server that fails is often one that is dying: what it leaves in its log says more than its last answer."""
+        if self.server is not None:
+            self.server.wait_for_end(10)
+            self.server.check()
 
     def _get(self, url: str, **kwargs: Any) -> Any:
         return self._checked("GET", url, **kwargs)
@@ -102,7 +109,9 @@ class RunClient(VLLMClient):
                 f"the vLLM server has room for {room} tokens a sequence, and prompt and completion may take "
                 f"{self.context}: start it with --max-model-len {self.context}"
             )
-        if self.weight_folder is None:
+        if self.weight_folder is not None:
+            atexit.register(self._remove_weights)
+        else:
             try:
                 super().init_communicator(device)
             except (RuntimeError, NotImplementedError) as error:
@@ -120,7 +129,9 @@ class RunClient(VLLMClient):
             else:
                 with self.server.blocking_transfer() if self.server is not None else contextlib.nullcontext():
                     super().update_named_params(metadata, named_params)
-        except (VLLMServerError, OSError) as error:
+        except VLLMServerError as error:
+            self.failure = str(error)
+        except OSError as error:  # the folder
             self.failure = f"new weights do not reach the vLLM server: {error}"
         for _ in named_params:
             pass
@@ -128,8 +139,7 @@ class RunClient(VLLMClient):
     def _update_through_folder(self, named_params: Iterator[tuple[str, torch.Tensor]]) -> None:
         assert self.weight_folder is not None
         self.updates += 1
-        folder = self.weight_folder / f"update-{self.updates}"
-        shutil.rmtree(folder, ignore_errors=True)
+        folder = self.weight_folder / f"weights-{os.getpid()}-{self.updates}"
         folder.mkdir(parents=True)
         shard: dict[str, torch.Tensor] = {}
         size = shards = 0
@@ -152,7 +162,7 @@ class RunClient(VLLMClient):
             f"{self.base_url}/collective_rpc",
             json={"method": "reload_weights", "kwargs": {"weights_path": str(folder.resolve())}},
         )
-        shutil.rmtree(self.weight_folder / f"update-{self.updates - 1}", ignore_errors=True)
+        self._remove_weights(keep=folder)  # the newest stays: the server takes it for its model's folder now
 
     def prompt_logprobs(self, token_ids: list[int]) -> list[float] | Lost:
         """Log-probabilities of the tokens from the second on, or what went wrong."""
@@ -171,10 +181,15 @@ class RunClient(VLLMClient):
         except VLLMServerError as error:
             self.failure = str(error)
 
-    def close_communicator(self) -> None:
-        super().close_communicator()
-        if self.weight_folder is not None:
-            shutil.rmtree(self.weight_folder, ignore_errors=True)
+    def _remove_weights(self, keep: Path | None = None) -> None:
+        """Removes what was written for the server, in a folder that others may use as well."""
+        assert self.weight_folder is not None
+        for folder in self.weight_folder.glob(f"weights-{os.getpid()}-*"):
+            if folder != keep:
+                shutil.rmtree(folder, ignore_errors=True)
+        if keep is None:
+            with contextlib.suppress(OSError):
+                self.weight_folder.rmdir()
 
 
 def connect(values: Any, placement: Placement, server: VLLMServer | None, training_args: Any) -> None:

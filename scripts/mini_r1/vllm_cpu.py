@@ -20,7 +20,7 @@ import sys
 
 
 def leave_weights_unpacked() -> None:
-    """Makes vLLM compute with weights as they are. Call it before a model is loaded; does nothing where there is CUDA."""
+    """Makes vLLM compute with weights as they are; call it before a model is loaded. Does nothing where CUDA is."""
     import torch
 
     if torch.cuda.is_available():

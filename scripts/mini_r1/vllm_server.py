@@ -26,6 +26,7 @@ from typing import Any
 
 from mini_r1.placement import TRL_SERVER_PORT as ANY_PORT
 from mini_r1.placement import Placement, free_port, installed_vllm, plan, server_host, this_machine
+from mini_r1.recipe import RecipeError
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,8 @@ _LAUNCHER_PREFIXES = (
     "WORLD_SIZE",
 )
 _REPORT_SECONDS = 10.0
+# What Python and its extensions say about themselves when a process ends in a hurry.
+_EXIT_NOISE = re.compile(r"^nanobind:|^- leaked|^- \.\.\. skipped|nanobind\.readthedocs|resource_tracker")
 _LAST_LINES = 12
 # How long a weight transfer may go on after the server died before the process is ended by force.
 _HUNG_TRANSFER_SECONDS = 60.0
@@ -87,13 +90,19 @@ class VLLMArguments:
     )
 
     def __post_init__(self) -> None:
-        if isinstance(self.vllm_engine_args, str):
-            try:
-                self.vllm_engine_args = json.loads(self.vllm_engine_args)
-            except ValueError as error:
-                raise ValueError(f"vllm_engine_args must be a JSON object on the command line: {error}") from error
-        if self.vllm_engine_args is not None and not isinstance(self.vllm_engine_args, dict):
-            raise ValueError(f"vllm_engine_args must be `name: value` pairs, got {self.vllm_engine_args!r}")
+        self.vllm_engine_args = further_arguments(self.vllm_engine_args)
+
+
+def further_arguments(given: Any) -> dict[str, Any] | None:
+    """`vllm_engine_args` as a dict; on the command line it is JSON. Raises RecipeError when it is neither."""
+    if isinstance(given, str):
+        try:
+            given = json.loads(given)
+        except ValueError as error:
+            raise RecipeError(f"vllm_engine_args must be a JSON object on the command line: {error}") from error
+    if given is not None and not isinstance(given, dict):
+        raise RecipeError(f"vllm_engine_args must be `name: value` pairs, got {given!r}")
+    return given
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -118,7 +127,7 @@ def engine_arguments(values: Any, on_cpu: bool) -> dict[str, Any]:
         arguments["kv_cache_dtype"] = values.vllm_kv_cache_dtype
     if on_cpu:
         arguments["enforce_eager"] = True
-    return arguments | (values.vllm_engine_args or {})
+    return arguments | (further_arguments(values.vllm_engine_args) or {})
 
 
 def _as_flags(arguments: Mapping[str, Any]) -> list[str]:
@@ -285,7 +294,7 @@ class VLLMServer:
                 lines = [_readable(line) for line in stream.read().decode(errors="replace").splitlines()]
         except OSError:
             return []
-        return [line for line in lines if line][-count:]
+        return [line for line in lines if line and not _EXIT_NOISE.search(line)][-count:]
 
     def _obituary(self, code: int) -> str:
         for line in self.last_lines():
@@ -299,10 +308,12 @@ class VLLMServer:
             text = self.log.read_text(errors="replace")
         except OSError:
             return ""
-        for line in text.splitlines():
-            found = re.search(r"\b(\w*Error: .+|error: .+)", _readable(line))
+        lines = [_readable(line) for line in text.splitlines()]
+        for number, line in enumerate(lines):
+            found = re.search(r"\b(\w*Error: .+|error: .+)", line)
             if found and "root cause" not in line:
-                return f" ({found[1][:300]})"
+                more = lines[number + 1 : number + 2] if "validation error" in line else []  # pydantic says it below
+                return f" ({' '.join([found[1], *more])[:400]})"
         return ""
 
     def _watch(self) -> None:
