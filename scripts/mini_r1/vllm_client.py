@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from trl.generation import vllm_generation
 from trl.generation.vllm_client import VLLMClient
 
-from mini_r1.placement import LOOPBACK, Placement
+from mini_r1.placement import LOOPBACK, TRL_GROUP_PORT, Placement, free_port
 from mini_r1.vllm_server import VLLMServer, VLLMServerError, context_length, engine_arguments, wait_until_healthy
 
 _SHARD_BYTES = 4 << 30  # of weights that are held in memory before they are written
@@ -218,6 +218,8 @@ def connect(values: Any, placement: Placement, server: VLLMServer | None, traini
     if server is not None:
         server.check()
         os.environ.setdefault("VLLM_HOST_IP", LOOPBACK)  # where the NCCL rendezvous for weights listens
+        if training_args.vllm_group_port == TRL_GROUP_PORT:  # two runs on one machine must not meet there
+            training_args.vllm_group_port = free_port()
     folder = None
     if placement.weight_transfer == "folder":
         folder = Path(values.vllm_weight_folder or Path(values.output_dir, "vllm_weights"))
