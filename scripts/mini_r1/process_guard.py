@@ -5,8 +5,8 @@ started it and then keeps its GPU memory and its port. The guard is a small prog
 notices in two independent ways that the run is gone (the parent-death signal, and the end of the pipe on its standard
 input), and then ends the tree, politely first. It adopts orphans of the tree, so nothing can slip out of it.
 
-`vllm_server.py` starts it as `python process_guard.py COMMAND...` in a session of its own. Nothing heavy is imported, so
-that it is there before anything else has loaded. Where there is no Linux, and so no prctl, the pipe is what is left.
+`vllm_server.py` starts it as `python process_guard.py COMMAND...` in a session of its own. Nothing heavy is imported,
+so that it is there before anything else has loaded. Where there is no Linux, and so no prctl, the pipe is what is left.
 """
 
 from __future__ import annotations
