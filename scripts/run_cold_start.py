@@ -31,9 +31,10 @@ from typing import Any
 import numpy as np
 
 from mini_r1 import recipe, run_folder, traces
-from mini_r1.completions import count_attempts, judge, response, thinking
+from mini_r1.completions import judge, response, thinking
 from mini_r1.countdown import Puzzle
 from mini_r1.puzzle_data import GENERATE, DataError, PuzzleSplit, load_puzzles
+from mini_r1.reasoning import count_attempts
 from mini_r1.statistics import wilson_interval
 from run_r1_grpo import SYSTEM_PROMPT, USER_PROMPT, build_prompt
 

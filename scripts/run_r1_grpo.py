@@ -33,8 +33,6 @@ from mini_r1 import process_guard, recipe, run_folder, vllm_server
 from mini_r1.completions import (
     Sample,
     SampleLog,
-    count_attempts,
-    count_self_corrections,
     has_format,
     judge,
     response,
@@ -42,6 +40,7 @@ from mini_r1.completions import (
 )
 from mini_r1.countdown import Reason
 from mini_r1.puzzle_data import DataError, PuzzleSplit, load_puzzles
+from mini_r1.reasoning import SIGNS
 from mini_r1.vllm_server import VLLMArguments, VLLMServerError
 
 if TYPE_CHECKING:
@@ -254,7 +253,7 @@ def make_observer(sample_log: SampleLog) -> Callable[..., None]:
         rank: int, log_metric: Callable[[str, float], None],
     ) -> None:  # fmt: skip
         reasons: Counter[str] = Counter()
-        attempts, corrections, thoughts = [], [], []
+        thoughts: list[str] = []
         samples = []
         for index, (row, prompt, completion, ids) in enumerate(
             zip(rows, prompts, completions, completion_ids, strict=True)
@@ -263,8 +262,6 @@ def make_observer(sample_log: SampleLog) -> Callable[..., None]:
             verdict = judge(text, row["nums"], row["target"])
             reasons[verdict.reason.value] += 1
             thoughts.append(thinking(text))
-            attempts.append(count_attempts(thoughts[-1]))
-            corrections.append(count_self_corrections(thoughts[-1]))
             samples.append(
                 Sample(
                     step=step,
@@ -285,8 +282,8 @@ def make_observer(sample_log: SampleLog) -> Callable[..., None]:
         for reason in Reason:
             log_metric(f"reason/{reason.value}", reasons[reason.value] / len(rows))
         log_metric("thinking/mean_length", sum(map(len, thinking_ids)) / len(rows))
-        log_metric("thinking/attempts", sum(attempts) / len(rows))
-        log_metric("thinking/self_corrections", sum(corrections) / len(rows))
+        for sign, count in SIGNS.items():
+            log_metric(f"thinking/{sign}", sum(map(count, thoughts)) / len(rows))
         sample_log.record(samples)
 
     return observe

@@ -6,8 +6,6 @@ from hypothesis import strategies as st
 
 from mini_r1.completions import (
     END_OF_TEXT,
-    count_attempts,
-    count_self_corrections,
     extract_answer,
     has_format,
     judge,
@@ -402,50 +400,3 @@ def test_the_articles_television_answer_uses_a_number_three_times():
     verdict = judge(response(completion), [25, 50, 75, 100, 3, 6], 952)
     assert verdict.reason is Reason.WRONG_NUMBERS
     assert rewards(completion, PROMPT, [25, 50, 75, 100, 3, 6], 952) == (1, 0)
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Signs of search
-# --------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("reasoning", "attempts"),
-    [
-        pytest.param("", 0, id="nothing"),
-        pytest.param("I have to use 44, 19 and 35 to make 98.", 0, id="no result"),
-        pytest.param("Maybe 44 + 19 + 35?", 0, id="an idea without its result"),
-        pytest.param("44 + 19 = 63, 63 + 35 = 98.", 1, id="a chain in one sentence"),
-        pytest.param("44 + 19 = 63.\n63 + 35 = 98.", 2, id="two sentences"),
-        pytest.param("44 - 19 = 25; 44 + 19 = 63", 2, id="parts of a list"),
-        pytest.param("44 - 19 equals 25. Adding 35 gives 60. With + I get 98!", 3, id="results in words"),
-        pytest.param("19 - 44 = -25.", 1, id="a negative result"),
-        pytest.param("1.5 + 2 = 3.5, 3.5 * 2 = 7.", 1, id="a decimal point ends no sentence"),
-        pytest.param("An equation with an = sign in it, x = y.", 0, id="an equals sign without a number"),
-        pytest.param("\n44-19=25, 35+25=60 too low\n44+19=63, 63+35=98 yes!\n", 2, id="the traces' notation"),
-        pytest.param("\n44-19=25, 35+25=60 too low\nI give up.\n", 1, id="the traces' notation, given up"),
-    ],
-)
-def test_count_attempts(reasoning, attempts):
-    assert count_attempts(reasoning) == attempts
-
-
-@pytest.mark.parametrize(
-    ("reasoning", "corrections"),
-    [
-        pytest.param("", 0, id="nothing"),
-        pytest.param("44 + 19 + 35 makes 98, which is the target.", 0, id="straight on"),
-        pytest.param("That is too high.", 1, id="too high"),
-        pytest.param("That is TOO LOW.", 1, id="capitals"),
-        pytest.param("It doesn't work.", 1, id="doesn't work"),
-        pytest.param("That isn't right. Let me try subtracting.", 2, id="two signs"),
-        pytest.param("Wait, I have not used 35.", 1, id="wait"),
-        pytest.param("Hmm, actually another way is shorter.", 3, id="three signs in a sentence"),
-        pytest.param("Let's go back and start with 44.", 1, id="going back"),
-        pytest.param("The waiter works on actuality.", 0, id="parts of words are no signs"),
-        pytest.param("It works, and that is enough.", 0, id="the opposite"),
-        pytest.param("\n44-19=25, 35+25=60 too low\n44*19=836 too high\n63+35=98 yes!\n", 2, id="the traces' notation"),
-    ],
-)
-def test_count_self_corrections(reasoning, corrections):
-    assert count_self_corrections(reasoning) == corrections

@@ -16,7 +16,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -135,33 +134,6 @@ def judge(text: str, nums: Sequence[int], target: int) -> Verdict:
     if isinstance(answer, Reason):
         return Verdict(answer)
     return check_equation(answer, nums, target)
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Signs of search
-# --------------------------------------------------------------------------------------------------------------------
-
-# One attempt is one line or sentence that states a result: "44 + 19 = 63, 63 + 35 = 98" is one, whatever its length.
-_RESULT = re.compile(r"(?:=|\bequals\b|\bgives?(?: us| me)?\b|\bI get\b|\bwe get\b)\s*-?\d", re.IGNORECASE)
-_CLAUSE_END = re.compile(r"[\n;]|[.!?](?=\s|$)")
-_CORRECTION = re.compile(
-    r"\btoo (?:high|low|big|small|large|much|far)\b"
-    r"|\b(?:doesn['’]t|does not|didn['’]t|won['’]t|isn['’]t|not)"
-    r" (?:work(?:ing)?|right|correct|enough|quite right|what)\b"
-    r"|\blet(?:['’]s| me| us) (?:try|re-?evaluate|re-?consider|correct|go back|start over)\b"
-    r"|\b(?:wait|hmm|actually|instead|however|alternatively|another (?:way|approach|combination))\b",
-    re.IGNORECASE,
-)
-
-
-def count_attempts(reasoning: str) -> int:
-    """How many lines or sentences of the reasoning state a result (`= 63`, `gives 63`, `I get 63`)."""
-    return sum(1 for clause in _CLAUSE_END.split(reasoning) if _RESULT.search(clause))
-
-
-def count_self_corrections(reasoning: str) -> int:
-    """How often the reasoning turns on itself: `too high`, `doesn't work`, `let me try`, `wait`, ..."""
-    return len(_CORRECTION.findall(reasoning))
 
 
 # --------------------------------------------------------------------------------------------------------------------
