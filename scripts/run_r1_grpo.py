@@ -369,6 +369,8 @@ def main(argv: list[str]) -> None:
         run_folder.check_writable(training_args.output_dir)
         resume_from = run_folder.find_checkpoint(training_args)
         values = recipe.merged(model_args, script_args, vllm_args, training_args)
+        # One process trains on one GPU; transformers would spread it over all that it sees, the server's included.
+        training_args._n_gpu = min(training_args.n_gpu, 1)
         where, server = vllm_server.set_up(values)  # vLLM loads in a process of its own from here on
     except recipe.RecipeError as error:
         recipe.fail(str(error))
@@ -437,6 +439,8 @@ def main(argv: list[str]) -> None:
         )
     except VLLMServerError as error:
         recipe.fail(str(error), code=3)
+    except recipe.RecipeError as error:
+        recipe.fail(str(error))
     except (ImportError, OSError, ValueError) as error:  # a package, weights or a value that is not there
         recipe.fail(f"cannot set up the trainer as the recipe asks: {error}")
     run = run_folder.open_run(training_args, resume_from, argv, split, script_args, vllm_args, model_args)
@@ -450,7 +454,8 @@ def main(argv: list[str]) -> None:
     )
 
     if training_args.use_vllm:
-        trainer.add_callback(VLLMAgreement(trainer, tokenizer(train_dataset[0]["prompt"])["input_ids"]))
+        text = tokenizer(train_dataset[0]["prompt"])["input_ids"]
+        trainer.add_callback(VLLMAgreement(trainer, text, resumed=resume_from is not None))
 
     # ---- train and save --------------------------------------------------------------------------------------------
     try:

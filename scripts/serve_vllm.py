@@ -36,7 +36,8 @@ def main(argv: list[str]) -> None:
         on_cpu = values.use_cpu or not (show_only or torch.cuda.device_count())
         transfer = weight_transfer(values, on_cpu)
         installed = installed_vllm()
-        host, port = server_host(values), values.vllm_server_port
+        named = "--vllm_server_host" in " ".join(argv)  # then even TRL's default, 0.0.0.0, is meant
+        host, port = values.vllm_server_host if named else server_host(values), values.vllm_server_port
         if not show_only:
             check_vllm(installed, on_cpu)
             if not is_port_free(port, host):

@@ -20,6 +20,7 @@ def values(**changed: object) -> SimpleNamespace:
         "use_cpu": False, "use_vllm": True, "vllm_mode": "server", "vllm_device": "auto", "vllm_server_base_url": None,
         "vllm_server_host": "0.0.0.0", "vllm_server_port": 8000, "vllm_gpu_memory_utilization": 0.9,
         "vllm_tensor_parallel_size": 1, "vllm_enable_sleep_mode": False, "vllm_weight_transfer": "auto",
+        "vllm_server_timeout": 240.0, "ddp_timeout": 1800,
     }  # fmt: skip
     return SimpleNamespace(**{**defaults, **changed})
 
@@ -81,7 +82,8 @@ def test_what_would_run_badly_is_noted(changed: dict, note: str):
 
 
 @pytest.mark.parametrize(("changed", "machine", "change"), [
-    pytest.param({}, gpus(4, 4), "launch with --num_processes 3, or set vllm_mode: colocate", id="no spare GPU"),
+    pytest.param({}, gpus(4, 4), "launch with --num_processes 3, or make more visible (gpu_ids", id="no spare GPU"),
+    pytest.param({}, gpus(4, 4), "or set vllm_mode: colocate", id="no spare GPU: the other way"),
     pytest.param({}, gpus(1, 1), "set vllm_mode: colocate", id="a single GPU"),
     pytest.param({"vllm_tensor_parallel_size": 2}, gpus(4, 3), "--num_processes 2", id="too few spare GPUs"),
     pytest.param({}, gpus(4, 8), "--num_processes 4 or fewer", id="more processes than GPUs"),
@@ -100,6 +102,12 @@ def test_what_would_run_badly_is_noted(changed: dict, note: str):
     pytest.param({"vllm_server_base_url": "node9:8000"}, FOUR, "must begin with http://", id="an address without http"),
     pytest.param({"vllm_mode": "colocate", "vllm_tensor_parallel_size": 3}, gpus(4, 4), "must divide",
                  id="engines that do not come out even"),
+    pytest.param({"vllm_tensor_parallel_size": 0}, FOUR, "1 or more", id="no GPU for an engine"),
+    pytest.param({"vllm_mode": "colocate", "vllm_device": "none"}, gpus(1, 1), "are for vllm_mode: server",
+                 id="somebody else's server for colocate"),
+    pytest.param({"vllm_mode": "colocate", "vllm_server_base_url": "http://a:1"}, gpus(1, 1), "or write that mode",
+                 id="an address for colocate"),
+    pytest.param({"vllm_server_timeout": 3600}, FOUR, "raise ddp_timeout as well", id="ranks that give up before"),
     pytest.param({"vllm_gpu_memory_utilization": 90}, FOUR, "at most 1", id="memory in per cent"),
     pytest.param({"vllm_weight_transfer": "http"}, FOUR, "auto, nccl or folder", id="an unknown transport"),
     pytest.param({"vllm_weight_transfer": "nccl", "use_cpu": True}, gpus(0, 1), "write folder", id="NCCL on the CPU"),
@@ -153,8 +161,9 @@ def test_without_vllm_nothing_about_vllm_is_checked():
     pytest.param({"CUDA_VISIBLE_DEVICES": "4,9"}, 1, Machine(gpus=("0",)), id="a variable that does not fit"),
     pytest.param({"WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3", "ACCELERATE_USE_DEEPSPEED": "true",
                   "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, 4, FOUR, id="the article's launch"),
-    pytest.param({"WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8", "GROUP_WORLD_SIZE": "2", "GROUP_RANK": "1"}, 8,
-                 Machine(tuple("01234567"), 16, 8, 2, False, "data parallel"), id="the second of two machines"),
+    pytest.param({"WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8", "GROUP_WORLD_SIZE": "2", "GROUP_RANK": "1", "RANK": "8"},
+                 8, Machine(tuple("01234567"), 16, 8, 2, False, False, "data parallel"),
+                 id="the second of two machines"),
 ])  # fmt: skip
 def test_what_the_launcher_says(environment: dict, count: int, expected: Machine):
     assert this_machine(count, environment) == expected

@@ -121,7 +121,8 @@ def test_every_grpo_recipe_has_a_topology():
 @pytest.mark.parametrize(("name", "overrides", "expected"), [
     pytest.param(
         "grpo-qwen-2.5-3b-deepseek-r1-countdown.yaml", [],
-        "vllm serve Qwen/Qwen2.5-3B-Instruct --host 127.0.0.1 --port 8000 --max-model-len 1280 "
+        "python -m vllm.entrypoints.cli.main serve Qwen/Qwen2.5-3B-Instruct "
+        "--host 127.0.0.1 --port 8000 --max-model-len 1280 "
         "--tensor-parallel-size 1 --gpu-memory-utilization 0.9 --model-impl vllm --seed 42 "
         "--logprobs-mode processed_logprobs --max-logprobs -1 --generation-config vllm --disable-uvicorn-access-log "
         """--weight-transfer-config '{"backend": "nccl"}' --enable-scale-out --revision main --dtype bfloat16 """
@@ -129,7 +130,8 @@ def test_every_grpo_recipe_has_a_topology():
         id="four GPUs"),
     pytest.param(
         "grpo-qwen-2.5-3b-1x80gb.yaml", ["--vllm_mode", "server", "--vllm_weight_transfer", "folder"],
-        "vllm serve Qwen/Qwen2.5-3B-Instruct --host 127.0.0.1 --port 8000 --max-model-len 1280 "
+        "python -m vllm.entrypoints.cli.main serve Qwen/Qwen2.5-3B-Instruct "
+        "--host 127.0.0.1 --port 8000 --max-model-len 1280 "
         "--tensor-parallel-size 1 --gpu-memory-utilization 0.3 --model-impl vllm --seed 42 "
         "--logprobs-mode processed_logprobs --max-logprobs -1 --generation-config vllm --disable-uvicorn-access-log "
         "--enable-scale-out --revision main --dtype bfloat16 --enable-prefix-caching",

@@ -49,7 +49,8 @@ def test_two_machines_train_and_a_third_generates():
     assert host == "c"
     assert serve[1:4] == ["scripts/serve_vllm.py", "--config", RECEIPE]
     assert shlex.join(vllm) == (
-        "vllm serve Qwen/Qwen2.5-3B-Instruct --host c --port 8000 --max-model-len 1280 --tensor-parallel-size 1 "
+        "python -m vllm.entrypoints.cli.main serve Qwen/Qwen2.5-3B-Instruct --host c --port 8000 "
+        "--max-model-len 1280 --tensor-parallel-size 1 "
         "--gpu-memory-utilization 0.9 --model-impl vllm --seed 42 --logprobs-mode processed_logprobs "
         "--max-logprobs -1 --generation-config vllm --disable-uvicorn-access-log "
         """--weight-transfer-config '{"backend": "nccl"}' --enable-scale-out --revision main --dtype bfloat16 """

@@ -38,12 +38,15 @@ def values(**changed: object) -> SimpleNamespace:
 
 
 def command(placement: Placement = FOURTH_GPU, version: str = "0.31.0", **changed: object) -> str:
-    return shlex.join(serve_command(values(**changed), placement, "127.0.0.1", 8123, version, "/env/bin/python"))
+    name = changed.pop("name", None)
+    words = serve_command(values(**changed), placement, "127.0.0.1", 8123, version, "/env/bin/python", name)
+    return shlex.join(words)
 
 
 def test_the_command_line_of_the_articles_topology():
     assert command() == (
-        "/env/bin/vllm serve Qwen/Qwen2.5-3B-Instruct --host 127.0.0.1 --port 8123 --max-model-len 1280 "
+        "/env/bin/python -m vllm.entrypoints.cli.main serve Qwen/Qwen2.5-3B-Instruct "
+        "--host 127.0.0.1 --port 8123 --max-model-len 1280 "
         "--tensor-parallel-size 1 --gpu-memory-utilization 0.9 --model-impl vllm --seed 42 "
         "--logprobs-mode processed_logprobs --max-logprobs -1 --generation-config vllm --disable-uvicorn-access-log "
         """--weight-transfer-config '{"backend": "nccl"}' --enable-scale-out """
@@ -79,6 +82,7 @@ def test_the_command_line_on_the_cpu():
                  "--max-num-seqs 64 --enforce-eager", id="further engine arguments"),
     pytest.param({"vllm_engine_args": {"distributed_executor_backend": "ray"}}, "--distributed-executor-backend ray",
                  id="Ray"),
+    pytest.param({"name": "this-run"}, "--served-model-name this-run", id="a name of its own"),
     pytest.param({"vllm_engine_args": {"dtype": "float16"}}, "--dtype float16", id="an engine argument wins"),
 ])  # fmt: skip
 def test_what_the_recipe_says_is_on_the_command_line(changed: dict, flags: str):
@@ -185,7 +189,7 @@ def test_a_server_that_dies_is_quoted(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_a_server_that_never_answers_is_given_up_and_ended(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     silent = server("import time; print('thinking'); time.sleep(600)", tmp_path)
     silent.start()
-    with pytest.raises(VLLMServerError, match=r"not ready within 1 s: raise vllm_server_timeout"):
+    with pytest.raises(VLLMServerError, match=r"not ready within 1 s .*: raise vllm_server_timeout"):
         wait_until_healthy(silent.url, 1, silent)
     assert silent.exit_code() is None
     silent.stop()

@@ -393,6 +393,17 @@ def reachable_by_sums(nums: Sequence[int], target: int) -> bool:
     return target in totals
 
 
+def stratum(nums: Sequence[int], target: int) -> str:
+    """The name under which results are split: `3 numbers, + -`, `4 numbers, needs * /` or `4 numbers, unsolvable`.
+
+    Raises:
+        ValueError: like `solve`.
+    """
+    if reachable_by_sums(nums, target):
+        return f"{len(nums)} numbers, + -"
+    return f"{len(nums)} numbers, {'needs * /' if is_solvable(nums, target) else 'unsolvable'}"
+
+
 @dataclass(frozen=True)
 class Difficulty:
     """How hard a puzzle is.

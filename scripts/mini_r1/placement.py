@@ -32,6 +32,7 @@ class Machine:
         local_processes: training processes on this machine; local rank i trains on `cuda:i`.
         machines: how many machines take part.
         is_first: whether rank 0 runs here, which starts the server.
+        is_rank_zero: whether this process is rank 0.
         strategy: how training is spread, for the eye.
     """
 
@@ -40,6 +41,7 @@ class Machine:
     local_processes: int = 1
     machines: int = 1
     is_first: bool = True
+    is_rank_zero: bool = True
     strategy: str = "one process"
 
 
@@ -64,6 +66,7 @@ def this_machine(gpu_count: int, environment: Mapping[str, str] = os.environ) ->
         local_processes=number("LOCAL_WORLD_SIZE", processes),
         machines=number("GROUP_WORLD_SIZE", 1),
         is_first=number("GROUP_RANK", 0) == 0,
+        is_rank_zero=number("RANK", 0) == 0,
         strategy=strategy,
     )
 
@@ -172,7 +175,7 @@ def plan(values: Any, machine: Machine, installed: tuple[str, str] | None) -> Pl
     on_cpu = values.use_cpu or not machine.gpus
     if not on_cpu and machine.local_processes > len(machine.gpus):
         raise RecipeError(
-            f"{machine.local_processes} training processes on a machine that shows {_count(machine.gpus)}: launch with "
+            f"{_processes(machine.local_processes)} on a machine that shows {_count(machine.gpus)}: launch with "
             f"--num_processes {len(machine.gpus)} or fewer, or make more visible (gpu_ids, CUDA_VISIBLE_DEVICES)"
         )
     lines = _training_lines(machine, on_cpu)
@@ -180,6 +183,8 @@ def plan(values: Any, machine: Machine, installed: tuple[str, str] | None) -> Pl
         return Placement("transformers", on_cpu, lines=(*lines, "  generation: transformers, on each rank"))
     check_vllm(installed, on_cpu)
     devices = parse_devices(values.vllm_device)
+    if values.vllm_tensor_parallel_size < 1:
+        raise RecipeError(f"vllm_tensor_parallel_size must be 1 or more, got {values.vllm_tensor_parallel_size}")
     if not 0 < values.vllm_gpu_memory_utilization <= 1:
         raise RecipeError(
             f"vllm_gpu_memory_utilization is a share of a GPU's memory, above 0 and at most 1, got "
@@ -188,10 +193,15 @@ def plan(values: Any, machine: Machine, installed: tuple[str, str] | None) -> Pl
     if values.vllm_mode == "colocate":
         return _colocated(values, machine, on_cpu, devices, lines)
     transfer = weight_transfer(values, on_cpu)
+    if machine.processes > 1 and values.vllm_server_timeout >= values.ddp_timeout:
+        raise RecipeError(
+            f"vllm_server_timeout ({values.vllm_server_timeout:g}) must be below ddp_timeout ({values.ddp_timeout}), "
+            f"the seconds that ranks wait for each other: raise ddp_timeout as well"
+        )
     if values.vllm_device == "none" or values.vllm_server_base_url:
         return _other_server(values, on_cpu, devices, transfer, lines)
     named_port = values.vllm_server_port != TRL_SERVER_PORT
-    if machine.is_first and named_port and not is_port_free(values.vllm_server_port, server_host(values)):
+    if machine.is_rank_zero and named_port and not is_port_free(values.vllm_server_port, server_host(values)):
         raise RecipeError(
             f"port {values.vllm_server_port} on {server_host(values)} is taken: end what listens there, choose another "
             f"vllm_server_port, or remove that key and any free port is taken; if it is a vLLM server that you want to "
@@ -221,11 +231,14 @@ def _count(gpus: Sequence[str]) -> str:
     return f"{len(gpus)} GPU" + ("" if len(gpus) == 1 else "s")
 
 
+def _processes(number: int) -> str:
+    return f"{number} training process" + ("" if number == 1 else "es")
+
+
 def _training_lines(machine: Machine, on_cpu: bool) -> tuple[str, ...]:
     here = "the CPU" if on_cpu else _count(machine.gpus)
     machines = f" on {machine.machines} machines" if machine.machines > 1 else ""
-    processes = f"{machine.processes} training process" + ("es" if machine.processes > 1 else "")
-    head = f"placement: {processes}{machines} ({machine.strategy}); this machine has {here}"
+    head = f"placement: {_processes(machine.processes)}{machines} ({machine.strategy}); this machine has {here}"
     if on_cpu:
         return (head,)
     ranks = ", ".join(f"rank {i} on cuda:{i}" for i in range(machine.local_processes))
@@ -238,6 +251,10 @@ def _colocated(
     if devices is not None:
         raise RecipeError(
             f"vllm_device: {values.vllm_device} is for vllm_mode: server; with colocate vLLM runs on the training GPUs"
+        )
+    if values.vllm_device == "none" or values.vllm_server_base_url:
+        raise RecipeError(
+            "vllm_device: none and vllm_server_base_url are for vllm_mode: server; remove them, or write that mode"
         )
     size = values.vllm_tensor_parallel_size
     if machine.local_processes % size:
@@ -297,8 +314,9 @@ def _server_gpus(values: Any, machine: Machine, devices: tuple[int, ...] | None)
             change = f"launch with --num_processes {fewer}, or " if fewer > 0 and machine.machines == 1 else ""
             wanted = "no GPU is left" if total == training else f"{total - training} left, {size} wanted"
             raise RecipeError(
-                f"{wanted} for the vLLM server: {training} training processes on {_count(machine.gpus)}; {change}set "
-                f"vllm_mode: colocate, so that vLLM shares the training GPUs"
+                f"{wanted} for the vLLM server: {_processes(training)} on {_count(machine.gpus)}; {change}make more "
+                f"visible (gpu_ids, CUDA_VISIBLE_DEVICES), or set vllm_mode: colocate, so that vLLM shares the "
+                f"training GPUs"
                 + (", or give it a machine of its own (vllm_server_base_url)" if machine.machines > 1 else "")
             )
     else:

@@ -1,21 +1,22 @@
-"""Intervals for measured success rates. Standard library only."""
+"""Success rates and their intervals. Standard library only."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 # Two-sided 95 %.
 Z95 = 1.959963984540054
 
 
-def wilson_interval(successes: float, trials: int, z: float = Z95) -> tuple[float, float]:
+def wilson_interval(successes: float, trials: float, z: float = Z95) -> tuple[float, float]:
     """The Wilson score interval of a proportion (E. B. Wilson, JASA 22, 1927), within 0..1.
 
     Unlike the textbook normal interval it stays sensible near 0 and 1 and for few trials.
 
     Args:
         successes: how many trials succeeded (a float, for rates that were averaged elsewhere).
-        trials: how many there were, at least 1.
+        trials: how many there were, at least 1 (a float, for an effective number).
         z: normal quantile; the default gives 95 % confidence.
 
     Raises:
@@ -34,3 +35,88 @@ def wilson_interval(successes: float, trials: int, z: float = Z95) -> tuple[floa
     half = z / scale * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
     # min and max with the rate itself: rounding must not push a bound past it when it is 0 or 1.
     return max(0.0, min(rate, centre - half)), min(1.0, max(rate, centre + half))
+
+
+def pass_at_k(samples: int, correct: int, k: int) -> float:
+    """The unbiased estimate of the chance that at least one of k completions is right (Chen et al. 2021, section 2.1).
+
+    Args:
+        samples: completions that were drawn for the puzzle, n.
+        correct: how many of them are right, c.
+        k: how many one would draw, 1 to n.
+
+    Returns:
+        1 - C(n - c, k) / C(n, k).
+
+    Raises:
+        ValueError: unless 0 <= c <= n and 1 <= k <= n.
+
+    Example:
+        >>> pass_at_k(4, 1, 1), pass_at_k(4, 1, 2), pass_at_k(4, 3, 2)
+        (0.25, 0.5, 1.0)
+    """
+    if not (0 <= correct <= samples and 1 <= k <= samples):
+        raise ValueError(f"need 0 <= correct <= samples and 1 <= k <= samples, got {correct} of {samples}, k = {k}")
+    return 1 - math.comb(samples - correct, k) / math.comb(samples, k)
+
+
+def _mean_and_variance(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and the estimated variance of that mean (0 for a single value)."""
+    mean = math.fsum(values) / len(values)
+    if len(values) == 1:
+        return mean, 0.0
+    return mean, math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values)
+
+
+def rate_interval(per_puzzle: Sequence[float]) -> tuple[float, float, float]:
+    """Mean success over puzzles with its 95 % interval, when each puzzle has a rate of its own.
+
+    Several completions of one puzzle are not independent trials, so puzzles are the unit: the spread between them
+    tells how many independent trials the mean is worth, and that many go into Wilson's interval (Korn and Graubard,
+    Survey Methodology 24, 1998, do this with another interval). With one completion a puzzle it is Wilson's own.
+
+    Args:
+        per_puzzle: one estimate a puzzle, each from 0 to 1.
+
+    Returns:
+        mean, low, high.
+
+    Raises:
+        ValueError: when there is no puzzle.
+
+    Example:
+        >>> [round(value, 3) for value in rate_interval([1.0] * 50 + [0.0] * 50)]
+        [0.5, 0.403, 0.597]
+    """
+    if not per_puzzle:
+        raise ValueError("no puzzle, no rate")
+    mean, variance = _mean_and_variance(per_puzzle)
+    puzzles = len(per_puzzle)
+    # No spread says nothing about the interval's width: then each puzzle is worth one trial.
+    worth = mean * (1 - mean) / variance if variance > 0 and 0 < mean < 1 else puzzles
+    low, high = wilson_interval(min(1.0, max(0.0, mean)) * max(1.0, worth), max(1.0, worth))
+    return mean, low, high
+
+
+def difference_interval(before: Sequence[float], after: Sequence[float]) -> tuple[float, float, float]:
+    """Mean change on the same puzzles with its 95 % interval.
+
+    The puzzles are paired, which takes their difficulty out of the comparison. Normal approximation; where all puzzles
+    change alike, the interval is that of a rate of 0 or 1 among so many puzzles.
+
+    Args:
+        before, after: one estimate a puzzle, in the same order.
+
+    Returns:
+        mean of after - before, low, high, within -1..1.
+
+    Raises:
+        ValueError: when the lists are empty or differ in length.
+    """
+    if not before or len(before) != len(after):
+        raise ValueError(f"need the same puzzles on both sides, got {len(before)} and {len(after)}")
+    mean, variance = _mean_and_variance([b - a for a, b in zip(before, after, strict=True)])
+    half = Z95 * math.sqrt(variance)
+    if variance == 0:
+        half = wilson_interval(0, len(before))[1]
+    return mean, max(-1.0, mean - half), min(1.0, mean + half)

@@ -113,12 +113,15 @@ class VLLMAgreement(TrainerCallback):
     Args:
         trainer: a trainer that generates with vLLM.
         token_ids: the text.
+        resumed: whether the comparisons of an earlier part of the run are kept.
     """
 
-    def __init__(self, trainer: CountdownGRPOTrainer, token_ids: list[int]):
+    def __init__(self, trainer: CountdownGRPOTrainer, token_ids: list[int], resumed: bool = False):
         self.trainer, self.token_ids = trainer, token_ids
         self.path = Path(trainer.args.output_dir, AGREEMENT_NAME)
         self.records: list[dict[str, Any]] = []
+        if resumed and self.path.is_file():
+            self.records = json.loads(self.path.read_text())
 
     def _compare(self, step: int) -> None:
         by_vllm, by_trainer = self.trainer.logprobs_of(self.token_ids)

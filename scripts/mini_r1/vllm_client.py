@@ -15,24 +15,39 @@ import contextlib
 import functools
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import requests
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from trl.generation import vllm_generation
 from trl.generation.vllm_client import VLLMClient
 
 from mini_r1.placement import LOOPBACK, TRL_GROUP_PORT, Placement, free_port
-from mini_r1.vllm_server import VLLMServer, VLLMServerError, context_length, engine_arguments, wait_until_healthy
+from mini_r1.recipe import RecipeError
+from mini_r1.vllm_server import (
+    VLLMServer,
+    VLLMServerError,
+    context_length,
+    end_by_force,
+    engine_arguments,
+    wait_until_healthy,
+)
 
 _SHARD_BYTES = 4 << 30  # of weights that are held in memory before they are written
+_TRANSFERS = ("/init_weight_transfer_engine", "/update_weights")  # requests that run beside an NCCL call
+_HUNG_TRANSFER_SECONDS = 60
 
 
 class Lost:
-    """Stands where completions should be; whoever looks at them raises VLLMServerError."""
+    """Stands where completions should be; whoever looks at them raises VLLMServerError.
+
+    TRL broadcasts what rank 0 got to all ranks and then iterates over it, so all of them raise at the same place.
+    """
 
     def __init__(self, message: str):
         self.message = message
@@ -55,26 +70,41 @@ class RunClient(VLLMClient):
         self.server, self.weight_folder, self.context = server, weight_folder, context
         self.failure: str | None = None
         self.updates = 0
+        self._transfer_failed = threading.Event()
+        self.group_port: int  # TRL's
         super().__init__(**kwargs)
+        if server is not None and self.model != server.name:
+            raise VLLMServerError(f"another vLLM server answers at {self.base_url}: choose another vllm_server_port")
 
     # ---- requests --------------------------------------------------------------------------------------------------
 
     def check_server(self, total_timeout: float = 0.0, retry_interval: float = 2.0) -> None:
         wait_until_healthy(self.base_url, total_timeout, self.server)
+        self.session.trust_env = False  # no proxy stands between a trainer and its server
+        # vLLM closes idle connections after seconds, and a step is longer: a new one each time is never stale.
+        self.session.headers["Connection"] = "close"
         if self.server is not None:  # it is either there or dead: trying again for a minute helps nobody
             self.session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=64))
 
     def _checked(self, method: str, url: str, **kwargs: Any) -> Any:
         try:
-            response = self.session.request(method, url, **kwargs)
-        except requests.RequestException as error:
+            if self.server is not None:
+                self.server.check()
+            response = self.session.request(method, url, timeout=(10, None), **kwargs)
+            if response.status_code >= 500:
+                self._check_own_server()
+            if response.status_code != 200:
+                raise VLLMServerError(
+                    f"the vLLM server answers {url} with {response.status_code}: {response.text[:500]}"
+                )
+            return response.json() if response.content else {}
+        except (requests.RequestException, VLLMServerError) as error:
+            if url.endswith(_TRANSFERS):
+                self._transfer_failed.set()
+            if isinstance(error, VLLMServerError):
+                raise
             self._check_own_server()
             raise VLLMServerError(f"the vLLM server at {self.base_url} cannot be reached: {error}") from error
-        if response.status_code >= 500:
-            self._check_own_server()
-        if response.status_code != 200:
-            raise VLLMServerError(f"the vLLM server answers {url} with {response.status_code}: {response.text[:500]}")
-        return response.json()
 
     def _check_own_server(self) -> None:
         """A server that fails is often one that is dying: what it leaves in its log says more than its last answer."""
@@ -97,6 +127,23 @@ class RunClient(VLLMClient):
             self.failure = str(error)
             return {"prompt_ids": Lost(self.failure), "completion_ids": None, "logprobs": None}
 
+    def prompt_logprobs(self, token_ids: list[int]) -> list[float] | Lost:
+        """Log-probabilities of the tokens from the second on, or what went wrong."""
+        try:
+            if self.failure is not None:
+                raise VLLMServerError(self.failure)
+            answer = self.get_sequence_logprobs([token_ids], prompt_lengths=[1], top_logprobs=1)
+        except VLLMServerError as error:
+            return Lost(str(error))
+        return [logprob for (logprob,) in answer["actual_logprobs"][0]]
+
+    def reset_prefix_cache(self) -> None:
+        try:
+            if self.failure is None:
+                self._post(f"{self.base_url}/reset_prefix_cache")
+        except VLLMServerError as error:
+            self.failure = str(error)
+
     # ---- weights ---------------------------------------------------------------------------------------------------
 
     def init_communicator(self, device: torch.device | str | int = 0) -> None:
@@ -111,11 +158,17 @@ class RunClient(VLLMClient):
             )
         if self.weight_folder is not None:
             atexit.register(self._remove_weights)
-        else:
-            try:
+            return
+        if self.server is not None:
+            os.environ.setdefault("VLLM_HOST_IP", LOOPBACK)  # where the rendezvous listens
+            if self.group_port == TRL_GROUP_PORT:  # two runs on one machine must not meet there
+                self.group_port = free_port()
+        try:
+            with self._bounded_transfer():
                 super().init_communicator(device)
-            except (RuntimeError, NotImplementedError) as error:
-                raise VLLMServerError(f"cannot connect to the vLLM server for weights: {error}") from error
+        except (RuntimeError, NotImplementedError, OSError) as error:
+            self._check_own_server()
+            raise VLLMServerError(f"cannot connect to the vLLM server for weights: {error}") from error
 
     def update_named_params(
         self, metadata: list[tuple[str, str, list[int]]], named_params: Iterator[tuple[str, torch.Tensor]]
@@ -127,14 +180,35 @@ class RunClient(VLLMClient):
             elif self.weight_folder is not None:
                 self._update_through_folder(named_params)
             else:
-                with self.server.blocking_transfer() if self.server is not None else contextlib.nullcontext():
+                with self._bounded_transfer():
                     super().update_named_params(metadata, named_params)
         except VLLMServerError as error:
             self.failure = str(error)
-        except OSError as error:  # the folder
+        except (OSError, SafetensorError, RuntimeError) as error:  # the folder, or NCCL
             self.failure = f"new weights do not reach the vLLM server: {error}"
         for _ in named_params:
             pass
+
+    @contextlib.contextmanager
+    def _bounded_transfer(self) -> Iterator[None]:
+        """Around NCCL calls, which wait for their counterpart for ever, should the server fail in the middle of one."""
+        self._transfer_failed.clear()
+        done = threading.Event()
+
+        def watch() -> None:
+            failed_for = 0
+            while not done.wait(1):
+                dead = self.server is not None and self.server.exit_code() is not None
+                failed_for = failed_for + 1 if dead or self._transfer_failed.is_set() else 0
+                if failed_for > _HUNG_TRANSFER_SECONDS:
+                    end_by_force("the vLLM server failed while weights were on their way to it, and they cannot be "
+                                 "recalled: this process ends without a new checkpoint", self.server)  # fmt: skip
+
+        threading.Thread(target=watch, name="weight-transfer-watch", daemon=True).start()
+        try:
+            yield
+        finally:
+            done.set()
 
     def _update_through_folder(self, named_params: Iterator[tuple[str, torch.Tensor]]) -> None:
         assert self.weight_folder is not None
@@ -163,23 +237,6 @@ class RunClient(VLLMClient):
             json={"method": "reload_weights", "kwargs": {"weights_path": str(folder.resolve())}},
         )
         self._remove_weights(keep=folder)  # the newest stays: the server takes it for its model's folder now
-
-    def prompt_logprobs(self, token_ids: list[int]) -> list[float] | Lost:
-        """Log-probabilities of the tokens from the second on, or what went wrong."""
-        try:
-            if self.failure is not None:
-                raise VLLMServerError(self.failure)
-            answer = self.get_sequence_logprobs([token_ids], prompt_lengths=[1], top_logprobs=1)
-        except VLLMServerError as error:
-            return Lost(str(error))
-        return [logprob for (logprob,) in answer["actual_logprobs"][0]]
-
-    def reset_prefix_cache(self) -> None:
-        try:
-            if self.failure is None:
-                super().reset_prefix_cache()
-        except VLLMServerError as error:
-            self.failure = str(error)
 
     def _remove_weights(self, keep: Path | None = None) -> None:
         """Removes what was written for the server, in a folder that others may use as well."""
@@ -210,19 +267,22 @@ def connect(values: Any, placement: Placement, server: VLLMServer | None, traini
 
             leave_weights_unpacked()
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
-        # TRL passes neither revision nor precision on.
-        engine = functools.partial(vllm_generation.LLM, **engine_arguments(values, placement.on_cpu))
-        vllm_generation.LLM = engine
+        # TRL passes neither revision nor precision on, and what the recipe says goes before what TRL says.
+        ours = engine_arguments(values, placement.on_cpu)
+        fixed = {"model", "tensor_parallel_size", "distributed_executor_backend"} & ours.keys()
+        if fixed:
+            raise RecipeError(f"vllm_engine_args: {', '.join(sorted(fixed))} cannot be set with vllm_mode: colocate")
+        engine = vllm_generation.LLM
+        vllm_generation.LLM = lambda **theirs: engine(**(theirs | ours))
         return
     training_args.vllm_server_base_url = server.url if server is not None else placement.url
     if server is not None:
         server.check()
-        os.environ.setdefault("VLLM_HOST_IP", LOOPBACK)  # where the NCCL rendezvous for weights listens
-        if training_args.vllm_group_port == TRL_GROUP_PORT:  # two runs on one machine must not meet there
-            training_args.vllm_group_port = free_port()
     folder = None
     if placement.weight_transfer == "folder":
-        folder = Path(values.vllm_weight_folder or Path(values.output_dir, "vllm_weights"))
+        folder = Path(values.vllm_weight_folder or Path(values.output_dir, "_vllm_weights"))  # "_": not for the Hub
+        if values.vllm_weight_folder is None and int(os.environ.get("RANK", "0")) == 0:
+            shutil.rmtree(folder, ignore_errors=True)  # what a run that was killed left there
     vllm_generation.VLLMClient = functools.partial(
         RunClient, server=server, weight_folder=folder, context=context_length(values)
     )

