@@ -1,0 +1,153 @@
+"""Checkpoints to evaluate: what a path or a Hub id names, which run it comes from, and what that run trained on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mini_r1.countdown import MAX_HELD_OUT_SHARE, Puzzle, is_held_out
+from mini_r1.puzzle_data import GENERATE
+from mini_r1.recipe import RecipeError
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights that `from_pretrained` loads.
+
+    Attributes:
+        name: what tables call it.
+        path: a local folder or a Hub id.
+        revision: of a Hub id; None locally.
+        is_adapter: whether it is a LoRA adapter, whose base model its configuration names.
+        run: the contents of the run's `run.json`, None when the run is not known.
+        run_folder: where results go, None when there is no run folder.
+    """
+
+    name: str
+    path: str
+    revision: str | None = None
+    is_adapter: bool = False
+    run: dict[str, Any] | None = None
+    run_folder: Path | None = None
+
+    def recipe(self, key: str, default: Any) -> Any:
+        """A value of the recipe that trained it."""
+        return ((self.run or {}).get("recipe") or {}).get(key, default)
+
+    def may_have_trained_on(self, puzzle: Puzzle) -> bool:
+        """Whether the run's training side of the split could have held the puzzle; False when no run is known."""
+        if self.run is None:
+            return False
+        share = (self.run.get("split") or {}).get("share", MAX_HELD_OUT_SHARE)
+        if is_held_out(*puzzle, share=share):
+            return False
+        if self.recipe("dataset_id_or_path", None) != GENERATE:
+            return True
+        low, high = self.recipe("number_range", [1, 99])
+        return len(puzzle.nums) in self.recipe("number_counts", [3, 4]) and all(low <= n <= high for n in puzzle.nums)
+
+
+def _run_of(folder: Path) -> tuple[dict[str, Any] | None, Path | None]:
+    """The run that a model folder belongs to: the folder itself is a run's, or a checkpoint in one."""
+    for candidate in (folder, folder.parent):
+        try:
+            run = json.loads((candidate / "run.json").read_text())
+        except (OSError, ValueError):
+            continue
+        if isinstance(run, dict) and isinstance(run.get("recipe"), dict):
+            return run, candidate
+    return None, None
+
+
+def _is_model(folder: Path) -> bool:
+    has_weights = any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
+    return has_weights and ((folder / "config.json").is_file() or (folder / ADAPTER_CONFIG).is_file())
+
+
+def _local(folder: Path, name: str | None = None) -> Checkpoint:
+    run, run_folder = _run_of(folder)
+    is_adapter = (folder / ADAPTER_CONFIG).is_file()
+    return Checkpoint(name or "/".join(folder.resolve().parts[-2:]), str(folder), None, is_adapter, run, run_folder)
+
+
+def _of_run(folder: Path) -> list[Checkpoint]:
+    """The model that a run began with, its checkpoints in order, and its final model unless the last is the same."""
+    checkpoints = sorted(
+        (path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()),
+        key=lambda path: int(path.name.removeprefix("checkpoint-")),
+    )
+    found = [_local(path, path.name) for path in checkpoints if _is_model(path)]
+    run, run_folder = _run_of(folder)
+    if _is_model(folder):
+        try:
+            step = json.loads((folder / "trainer_state.json").read_text())["global_step"]
+        except (OSError, ValueError, KeyError):
+            step = None
+        if not (found and found[-1].name == f"checkpoint-{step}"):
+            found.append(_local(folder, "final model"))
+    base = (run or {}).get("recipe", {}).get("model_name_or_path")
+    if base and found:
+        revision = None if Path(base).is_dir() else (run or {}).get("recipe", {}).get("model_revision")
+        found.insert(0, Checkpoint("base", base, revision, False, run, run_folder))
+    return found
+
+
+def resolve(specification: str) -> list[Checkpoint]:
+    """What a word on the command line names.
+
+    Args:
+        specification: a model, checkpoint or adapter folder; a run folder, which stands for its base model and every
+            checkpoint in it; or a Hub id, as `name` or `name@revision`.
+
+    Raises:
+        RecipeError: when there is nothing to load.
+    """
+    folder = Path(specification).expanduser()
+    if folder.is_dir():
+        if (folder / "run.json").is_file() and any(folder.glob("checkpoint-*")):
+            found = _of_run(folder)
+            if found:
+                return found
+        if _is_model(folder):
+            return [_local(folder)]
+        raise RecipeError(
+            f"{specification} holds no model that can be loaded (config.json or {ADAPTER_CONFIG}, and *.safetensors)"
+        )
+    if folder.exists() or specification.startswith((".", "/", "~")) or specification.count("/") > 1:
+        raise RecipeError(f"{specification} is no checkpoint folder")
+    name, _, revision = specification.partition("@")
+    return [Checkpoint(specification, name, revision or "main")]
+
+
+def is_hub_adapter(checkpoint: Checkpoint) -> bool:
+    """Whether a Hub id names an adapter; asks the Hub, and without it takes it for a full model."""
+    from huggingface_hub import file_exists
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if Path(checkpoint.path).is_dir():
+        return False
+    try:
+        return file_exists(checkpoint.path, ADAPTER_CONFIG, revision=checkpoint.revision)
+    except (OSError, HfHubHTTPError):
+        return False
+
+
+def refuse_trained_puzzles(checkpoints: Sequence[Checkpoint], puzzles: Sequence[Puzzle]) -> None:
+    """Refuses puzzles that one of the checkpoints may have been trained on.
+
+    Raises:
+        RecipeError: naming how many there are and what to do.
+    """
+    for checkpoint in checkpoints:
+        trained = sum(checkpoint.may_have_trained_on(puzzle) for puzzle in puzzles)
+        if trained:
+            raise RecipeError(
+                f"{trained} of {len(puzzles)} puzzles are on the training side of the split of the run that made "
+                f"{checkpoint.name}, so success on them says nothing about new ones: leave --puzzles out, or add "
+                f"--allow_trained_puzzles"
+            )

