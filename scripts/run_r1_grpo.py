@@ -29,7 +29,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mini_r1 import process_guard, recipe, run_folder, vllm_server
+from mini_r1 import placement, plan, process_guard, recipe, run_folder, vllm_server
 from mini_r1.completions import (
     Sample,
     SampleLog,
@@ -39,12 +39,12 @@ from mini_r1.completions import (
     thinking,
 )
 from mini_r1.countdown import Reason
-from mini_r1.puzzle_data import DataError, PuzzleSplit, load_puzzles
+from mini_r1.puzzle_data import DataError, PuzzleSplit, is_local, load_puzzles
 from mini_r1.reasoning import SIGNS
 from mini_r1.vllm_server import VLLMArguments, VLLMServerError
 
 if TYPE_CHECKING:
-    import argparse
+    pass
 
 logger = logging.getLogger(__name__)
 
@@ -100,12 +100,16 @@ class ScriptArguments:
     success_sample_share: float = field(
         default=0.1, metadata={"help": "Share of correct ones kept in success_completion_samples.txt (0..1)."}
     )
+    dry_run: bool = field(
+        default=False, metadata={"help": "Only say what the run would do and need, and whether it could start."}
+    )
+    hub_checks: bool = field(default=True, metadata={"help": "Ask the Hub about model, token and target beforehand."})
     trim_micro_batches: bool = field(
         default=True, metadata={"help": "Cut each micro-batch to its own longest row instead of the whole batch's."}
     )
 
 
-def check_values(values: argparse.Namespace) -> None:
+def check_values(values: Any) -> None:
     """Refuses values that cannot work. `values` holds every recipe key. Raises RecipeError, which names the key."""
     recipe.require_at_least(
         values, 0, "learning_rate", "temperature", "max_completion_length", "max_prompt_tokens", exclusive=True
@@ -122,6 +126,10 @@ def check_values(values: argparse.Namespace) -> None:
         recipe.require(len(pair) == 2 and pair[0] <= pair[1], key, "[low, high]", pair)
     recipe.require(values.on_bad_row in ("drop", "fail"), "on_bad_row", "drop or fail", values.on_bad_row)
     recipe.require(bool(values.model_name_or_path), "model_name_or_path", "a Hub id or a folder", None)
+    if values.generation_batch_size and values.steps_per_generation:
+        raise recipe.RecipeError(
+            "generation_batch_size and steps_per_generation say the same thing twice: remove one of them"
+        )
     processes = recipe.world_size()
     if values.generation_batch_size:
         batch, origin = values.generation_batch_size, "generation_batch_size"
@@ -313,7 +321,7 @@ def prompt_dataset(puzzles: Sequence[Any], tokenizer: Any, max_prompt_tokens: in
     )
 
 
-def load_split(args: ScriptArguments) -> PuzzleSplit:
+def load_split(args: Any) -> PuzzleSplit:
     """The puzzles that the recipe asks for, parted into training and held-out ones."""
     return load_puzzles(
         args.dataset_id_or_path,
@@ -356,6 +364,25 @@ def whole_batches(eval_dataset: Any, training_args: Any) -> Any:
     return eval_dataset.select(range(kept))
 
 
+def show_plan(argv: list[str]) -> None:
+    """`--dry_run`: the plan of this run, without loading torch or TRL. Raises RecipeError or DataError."""
+    values, changed = recipe.read_lightly((ScriptArguments, VLLMArguments), argv)
+    check_values(values)
+    run_folder.find_checkpoint(values)
+    gpus = plan.find_gpus()
+    machine = placement.this_machine(len(gpus))
+    where = placement.plan(values, machine, placement.installed_vllm())
+    lines = plan.describe(values, machine, where, gpus, recipe_path=recipe.path_in(argv), changed=changed,
+                          ask_hub=values.hub_checks)  # fmt: skip
+    if is_local(values.dataset_id_or_path):
+        split = load_split(values)
+        puzzles = f"{len(split.train)} puzzles to train on, {len(split.held_out)} held out"
+    else:
+        puzzles = f"{values.dataset_id_or_path}, not looked at"
+    if recipe.is_first_process():
+        print("\n".join([*lines, f"  data:       {puzzles}", "This run could start (--dry_run: it does not)."]))
+
+
 def main(argv: list[str]) -> None:
     from transformers import AutoTokenizer, set_seed
     from trl import GRPOConfig, ModelConfig, get_peft_config, get_quantization_config
@@ -371,7 +398,16 @@ def main(argv: list[str]) -> None:
         values = recipe.merged(model_args, script_args, vllm_args, training_args)
         # One process trains on one GPU; transformers would spread it over all that it sees, the server's included.
         training_args._n_gpu = min(training_args.n_gpu, 1)
-        where, server = vllm_server.set_up(values)  # vLLM loads in a process of its own from here on
+        gpus = plan.find_gpus()
+        machine = placement.this_machine(len(gpus))
+        where = placement.plan(values, machine, placement.installed_vllm())
+        _, changed = recipe.read_lightly((ScriptArguments, VLLMArguments), argv)
+        for line in plan.describe(values, machine, where, gpus, recipe_path=recipe.path_in(argv), changed=changed,
+                                  ask_hub=script_args.hub_checks):  # fmt: skip
+            logger.info(line)
+        server = None
+        if where.generation == "own_server" and machine.is_rank_zero:
+            server = vllm_server.launch(values, where)  # vLLM loads in a process of its own from here on
     except recipe.RecipeError as error:
         recipe.fail(str(error))
     warn_about(model_args, training_args)
@@ -477,6 +513,12 @@ if __name__ == "__main__":
         sys.exit()
     process_guard.die_with_launcher()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the data loader forks after the tokenizer was used
+    if recipe.is_dry_run(sys.argv[1:]):
+        try:
+            show_plan(sys.argv[1:])
+        except (recipe.RecipeError, DataError) as error:
+            recipe.fail(str(error))
+        sys.exit()
     try:
         main(sys.argv[1:])
     except KeyboardInterrupt:

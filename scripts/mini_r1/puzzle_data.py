@@ -187,6 +187,17 @@ def validate_rows(rows: Iterator[Any], *, on_bad_row: str, source: str) -> tuple
     return puzzles, bad
 
 
+def is_local(dataset_id_or_path: str) -> bool:
+    """Whether puzzles come from this machine: `generate`, or what looks like a file or a folder."""
+    path = Path(dataset_id_or_path).expanduser()
+    return (
+        dataset_id_or_path == GENERATE
+        or path.exists()
+        or path.suffix in SUFFIXES
+        or dataset_id_or_path.startswith((".", "/", "~"))
+    )
+
+
 def load_puzzles(
     dataset_id_or_path: str,
     *,
@@ -232,7 +243,7 @@ def load_puzzles(
             raise DataError(str(error)) from error
     else:
         path = Path(dataset_id_or_path).expanduser()
-        looks_local = path.exists() or path.suffix in SUFFIXES or dataset_id_or_path.startswith((".", "/", "~"))
+        looks_local = is_local(dataset_id_or_path)
         if looks_local and not path.exists():
             raise DataError(f"dataset_id_or_path: {dataset_id_or_path} does not exist")
         source = _read_local(path) if looks_local else _read_hub(dataset_id_or_path, dataset_split)

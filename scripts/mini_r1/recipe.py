@@ -7,6 +7,7 @@ TRL versions with their successors, and one clear line instead of a page of usag
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import enum
@@ -289,3 +290,92 @@ def require_at_least(values: argparse.Namespace, minimum: float, *keys: str, exc
         good = isinstance(value, (int, float)) and (value > minimum if exclusive else value >= minimum)
         expected = "positive" if exclusive and minimum == 0 else f"{minimum:g} or more"
         require(good, key, expected, value)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Reading without TRL
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def _command_line(words: Sequence[str], hints: dict[str, Any]) -> dict[str, Any]:
+    """`--key value` and `--key=value` pairs, values read as YAML would; a list takes all words up to the next key."""
+    import yaml
+
+    found: dict[str, Any] = {}
+    rest = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    while rest:
+        flag = rest.pop(0)
+        key = flag.removeprefix("--").replace("-", "_")
+        if not flag.startswith("--") or key not in hints:
+            close = difflib.get_close_matches(flag, [f"--{name}" for name in hints], n=1)
+            raise RecipeError(f"command line: unknown {flag}" + (f"; did you mean {close[0]}?" if close else ""))
+        values = []
+        while rest and not rest[0].startswith("--"):
+            values.append(rest.pop(0))
+        try:
+            read = [value if hints[key] is str else yaml.safe_load(value) for value in values]
+        except yaml.YAMLError as error:
+            raise RecipeError(f"command line: {flag} cannot be read: {error}") from error
+        is_list = typing.get_origin(hints[key]) is list
+        found[key] = True if not read else read if is_list or len(read) > 1 else read[0]
+    return found
+
+
+def path_in(argv: Sequence[str]) -> str | None:
+    """The recipe's file on a command line."""
+    words = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
+    return words[words.index("--config") + 1] if "--config" in words[:-1] else None
+
+
+def is_dry_run(argv: Sequence[str]) -> bool:
+    """Whether the command line asks for a plan only."""
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        flag, _, value = word.partition("=")
+        if flag in ("--dry_run", "--dry-run"):
+            return (value or following).lower() not in ("false", "no", "0")
+    return False
+
+
+def read_lightly(own_classes: Sequence[type], argv: Sequence[str]) -> tuple[types.SimpleNamespace, dict[str, Any]]:
+    """What `parse` reads, without importing TRL: for a dry run, which must answer at once.
+
+    Args:
+        own_classes: this project's dataclasses; TRL's and transformers' fields are read from their source.
+        argv: the command line without the program's name.
+
+    Returns:
+        All keys as attributes, and those that differ from their default by name.
+
+    Raises:
+        RecipeError: like `parse`, for unknown keys and values of the wrong type.
+    """
+    from mini_r1.trl_arguments import read_arguments
+
+    hints: dict[str, Any] = {}
+    values: dict[str, Any] = {}
+    for key, (hint, default) in read_arguments().items():
+        hints[key], values[key] = hint, default
+    for own in own_classes:
+        hints |= typing.get_type_hints(own)
+        values |= {f.name: getattr(own(), f.name) for f in dataclasses.fields(own)}
+    defaults = dict(values)
+    words = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
+    if "--config" in words:
+        at = words.index("--config")
+        if at + 1 == len(words):
+            raise RecipeError("command line: --config needs the path of a recipe")
+        recipe = read_yaml(words[at + 1])
+        check_keys_and_types(recipe, hints, source=words[at + 1])
+        recipe.pop("env", None)
+        values |= recipe
+        del words[at : at + 2]
+    overrides = _command_line(words, hints)
+    check_keys_and_types(overrides, hints, source="command line")
+    values |= overrides
+    for key, hint in hints.items():  # YAML 1.1 reads 5e-7 as text
+        numeric = hint is float or (typing.get_origin(hint) is types.UnionType and float in typing.get_args(hint))
+        if numeric and isinstance(values[key], str):
+            with contextlib.suppress(ValueError):
+                values[key] = float(values[key])
+    changed = {key: value for key, value in values.items() if value != defaults[key]}
+    return types.SimpleNamespace(**values), changed

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mini_r1.placement import TRL_SERVER_PORT as ANY_PORT
-from mini_r1.placement import Placement, free_port, installed_vllm, plan, server_host, this_machine
+from mini_r1.placement import Placement, free_port, installed_vllm, server_host
 from mini_r1.recipe import RecipeError
 
 logger = logging.getLogger(__name__)
@@ -381,8 +381,9 @@ def wait_until_healthy(url: str, timeout: float, server: VLLMServer | None = Non
         time.sleep(0.5)
 
 
-def launch(values: Any, placement: Placement, version: str) -> VLLMServer:
-    """Starts the server that the placement asks for."""
+def launch(values: Any, placement: Placement) -> VLLMServer:
+    """Starts the server that the placement asks for; rank 0 calls it, as early as it can."""
+    _, version = installed_vllm() or ("vllm", "0.31.0")
     host = server_host(values)
     port = values.vllm_server_port if values.vllm_server_port != ANY_PORT else free_port(host)
     name = f"{values.model_name_or_path}#{uuid.uuid4().hex[:8]}"
@@ -396,27 +397,3 @@ def launch(values: Any, placement: Placement, version: str) -> VLLMServer:
     server.start()
     logger.info("starting vLLM at %s; its log is %s", server.url, server.log)
     return server
-
-
-def set_up(values: Any) -> tuple[Placement, VLLMServer | None]:
-    """Says who runs where, and starts the run's own server if there is to be one.
-
-    Args:
-        values: the recipe's keys as attributes.
-
-    Returns:
-        The placement, and on rank 0 the server; None on other ranks and where none is to be started.
-
-    Raises:
-        RecipeError: when the placement cannot work.
-    """
-    import torch  # counting GPUs starts nothing on them
-
-    installed = installed_vllm()
-    where = plan(values, this_machine(torch.cuda.device_count()), installed)
-    for line in where.lines:
-        logger.info(line)
-    if where.generation != "own_server" or os.environ.get("RANK", "0") != "0":
-        return where, None
-    assert installed is not None
-    return where, launch(values, where, installed[1])
