@@ -86,14 +86,14 @@ def rate_interval(per_puzzle: Sequence[float]) -> tuple[float, float, float]:
 
     Example:
         >>> [round(value, 3) for value in rate_interval([1.0] * 50 + [0.0] * 50)]
-        [0.5, 0.403, 0.597]
+        [0.5, 0.404, 0.596]
     """
     if not per_puzzle:
         raise ValueError("no puzzle, no rate")
     mean, variance = _mean_and_variance(per_puzzle)
     puzzles = len(per_puzzle)
     # No spread says nothing about the interval's width: then each puzzle is worth one trial.
-    worth = mean * (1 - mean) / variance if variance > 0 and 0 < mean < 1 else puzzles
+    worth = mean * (1 - mean) / variance * puzzles / (puzzles - 1) if variance > 0 and 0 < mean < 1 else puzzles
     low, high = wilson_interval(min(1.0, max(0.0, mean)) * max(1.0, worth), max(1.0, worth))
     return mean, low, high
 
