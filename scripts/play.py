@@ -13,7 +13,6 @@ a measurement.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import random
@@ -24,11 +23,11 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn, assert_never
 
 from mini_r1 import recipe
+from mini_r1.checkpoints import Checkpoint, is_hub_adapter, resolve
 from mini_r1.completions import extract_answer, has_format, judge, printable, response
 from mini_r1.countdown import (
     MAX_EQUATION_CHARS,
@@ -41,9 +40,9 @@ from mini_r1.countdown import (
     is_solvable,
     solve,
 )
+from mini_r1.generation import load
 from run_r1_grpo import ASSISTANT_PREFILL, build_prompt
 
-ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_CHECKPOINT = "configs/tiny-countdown"
 EXAMPLE = "44 19 35 = 98"
 HELP = f"""\
@@ -138,14 +137,9 @@ def verdict_sentence(verdict: Verdict, text: str, puzzle: Puzzle) -> str:
             assert_never(other)
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Loading a checkpoint
-# --------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass
+@dataclass(frozen=True)
 class Player:
-    """A loaded checkpoint: `eos_ids` are the tokens that end its turn."""
+    """A checkpoint that plays, under the name it was given on the command line."""
 
     name: str
     model: Any
@@ -153,95 +147,11 @@ class Player:
     eos_ids: list[int]
 
 
-def local_folder(name: str) -> Path:
-    """The path that is meant: recipes and adapters name models relative to the repository, whatever the folder."""
-    path = Path(name).expanduser()
-    return path if path.exists() or not (ROOT / name).exists() else ROOT / name
-
-
-def find_checkpoint(checkpoint: str) -> tuple[str, str | None]:
-    """Folder or Hub id, and the Hub revision; ends the program on a folder that holds no model."""
-    folder = local_folder(checkpoint)
-    if folder.exists():
-        if any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
-            return str(folder.resolve()), None  # absolute, so that a missing file is never looked up on the Hub
-        newest = max(folder.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime, default=None)
-        hint = f"; its run is not finished, try {newest}" if newest else ""
-        recipe.fail(f"{checkpoint} is no checkpoint: it has neither config.json nor adapter_config.json{hint}")
-    name, _, revision = checkpoint.partition("@")
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
-        recipe.fail(f"{checkpoint}: there is no such folder")
-    return name, revision or None
-
-
-def read_recipe(checkpoint: str) -> dict[str, Any]:
-    """The recipe in the `run.json` of a run folder or of a checkpoint inside one; empty when there is none."""
-    for folder in (Path(checkpoint), Path(checkpoint).resolve().parent):
-        try:
-            values = json.loads((folder / "run.json").read_text(encoding="utf-8"))["recipe"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-        return values if isinstance(values, dict) else {}
-    return {}
-
-
-def known_number_counts(values: dict[str, Any]) -> list[int]:
+def known_number_counts(checkpoint: Checkpoint) -> list[int]:
     """How many numbers the puzzles had that the model learnt from; three, as the embedded model's, when unknown."""
-    counts = values.get("number_counts")
+    counts = checkpoint.recipe("number_counts", None)
     good = isinstance(counts, list) and counts and all(type(k) is int and 2 <= k <= MAX_NUMBERS for k in counts)
     return counts if good and counts else [3]
-
-
-def first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]
-
-
-def load_player(checkpoint: str, device: str) -> Player:
-    """Loads a model or an adapter with its base; ends the program with one line when that does not work."""
-    import torch
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-    from transformers.utils import cached_file, find_adapter_config_file
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    name, revision = base, base_revision = find_checkpoint(checkpoint)
-    try:
-        is_adapter = find_adapter_config_file(name, revision=revision) is not None
-        if is_adapter:
-            from peft import PeftConfig, PeftModel
-
-            config = PeftConfig.from_pretrained(name, revision=revision)
-            base, base_revision = str(config.base_model_name_or_path), config.revision
-            if local_folder(base).exists():
-                base = str(local_folder(base))
-        model = AutoModelForCausalLM.from_pretrained(base, revision=base_revision, dtype="auto")
-        has_tokenizer = cached_file(
-            name, "tokenizer_config.json", revision=revision, _raise_exceptions_for_missing_entries=False
-        )
-        source = (name, revision) if has_tokenizer or not is_adapter else (base, base_revision)
-        tokenizer = AutoTokenizer.from_pretrained(source[0], revision=source[1])
-        eos = model.generation_config.eos_token_id
-        model.generation_config = GenerationConfig()  # what the checkpoint brings would fill every gap in ours
-        if is_adapter:
-            model = PeftModel.from_pretrained(model, name, revision=revision)
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
-        what = checkpoint if base == name else f"{checkpoint} (an adapter of {base})"
-        recipe.fail(f"cannot load {what}: {first_line(error)}")
-    if not tokenizer("1 + 2")["input_ids"]:  # transformers makes an empty tokenizer where there are no files of one
-        recipe.fail(f"cannot load {checkpoint}: it has no tokenizer")
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if device == "auto":
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        device = accelerator.type if accelerator else "cpu"
-    try:
-        model = model.to(device).eval()
-    except (RuntimeError, AssertionError) as error:  # no such device, or no room on it
-        recipe.fail(f"--device {device}: {first_line(error)}")
-    # Every token that the model or the tokenizer declares ends a turn, as in TRL.
-    declared = eos if isinstance(eos, list) else [eos]
-    return Player(checkpoint, model, tokenizer, [i for i in {tokenizer.eos_token_id, *declared} if i is not None])
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -498,16 +408,26 @@ def main(argv: Sequence[str]) -> None:
         except ValueError as error:
             recipe.fail(f"--nums and --target: {error}; for example: --nums 44,19,35 --target 98")
     names = [args.checkpoint, args.compare] if args.compare else [args.checkpoint]
-    for name in names:  # before anything heavy is imported
-        find_checkpoint(name)
-
-    values = read_recipe(find_checkpoint(args.checkpoint)[0])
-    args.number_counts = known_number_counts(values)
+    try:  # before anything heavy is imported; of a run, its newest model
+        checkpoints = [resolve(name)[-1] for name in names]
+    except recipe.RecipeError as error:
+        recipe.fail(str(error))
+    args.number_counts = known_number_counts(checkpoints[0])
     if args.max_completion_length is None:
-        limit = values.get("max_completion_length")
+        limit = checkpoints[0].recipe("max_completion_length", None)
         args.max_completion_length = limit if type(limit) is int and limit > 0 else 512
     print(coloured(f"loading {' and '.join(names)} …", "2"), flush=True)
-    players = [load_player(name, args.device) for name in names]
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    try:
+        loaded = [
+            load(replace(checkpoint, is_adapter=checkpoint.is_adapter or is_hub_adapter(checkpoint)), args.device)
+            for checkpoint in checkpoints
+        ]
+    except recipe.RecipeError as error:
+        recipe.fail(str(error))
+    players = [Player(name, one.model, one.tokenizer, one.eos_ids) for name, one in zip(names, loaded, strict=True)]
     draw = random.Random(args.seed)
     if args.seed is not None:
         from transformers import set_seed

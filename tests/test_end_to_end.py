@@ -187,7 +187,7 @@ def test_lora(launcher: Launcher, tmp_path: Path):
         pytest.param({"eval_puzzles": 0}, "held_out_puzzles", id="nothing to evaluate on"),
         pytest.param({"dataset_rows": 9}, "raise dataset_rows", id="fewer puzzles than one step takes"),
         pytest.param({"num_generations": "none"}, "num_generations", id="nothing where a number must be"),
-        pytest.param({"attn_implementation": "flash_attention_2"}, "as the recipe asks", id="package not installed"),
+        pytest.param({"attn_implementation": "flash_attention_2"}, "write sdpa", id="a package that is not there"),
         pytest.param({"number_counts": 9}, "number_counts", id="too many numbers"),
         pytest.param({"resume_from_checkpoint": "nowhere"}, "resume_from_checkpoint", id="no such checkpoint"),
     ],

@@ -27,6 +27,7 @@ import pytest
 
 import play
 from conftest import ROOT, TINY_MODEL, kill_group, program_environment
+from mini_r1.checkpoints import resolve
 from mini_r1.completions import judge
 from mini_r1.countdown import MAX_EQUATION_CHARS, Puzzle, Reason, is_solvable
 
@@ -146,11 +147,19 @@ def test_a_fraction_is_told_as_one():
 # --------------------------------------------------------------------------------------------------------------------
 
 
+def model_folder(folder):
+    folder.mkdir(exist_ok=True)
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).write_bytes((TINY_MODEL / name).read_bytes())
+    return folder
+
+
 def test_number_counts_come_from_the_run_of_a_checkpoint(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({"recipe": {"number_counts": [4, 5]}}))
-    (tmp_path / "checkpoint-3").mkdir()
+    model_folder(tmp_path)
+    model_folder(tmp_path / "checkpoint-3")
     for folder in (tmp_path, tmp_path / "checkpoint-3"):
-        assert play.known_number_counts(play.read_recipe(str(folder))) == [4, 5]
+        assert play.known_number_counts(resolve(str(folder))[-1]) == [4, 5]
 
 
 @pytest.mark.parametrize(
@@ -160,7 +169,7 @@ def test_number_counts_come_from_the_run_of_a_checkpoint(tmp_path):
 def test_a_run_json_that_is_none_is_passed_over(tmp_path, frame, recipe):
     content = frame % recipe
     (tmp_path / "run.json").write_text(content)
-    assert play.known_number_counts(play.read_recipe(str(tmp_path))) == [3]
+    assert play.known_number_counts(resolve(str(model_folder(tmp_path)))[-1]) == [3]
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -231,10 +240,10 @@ MISTAKES = {
     "no temperature": (["--temperature", "nan"], "--temperature must be 0 or more"),
     "no length": (["--max_completion_length", "0"], "--max_completion_length must be 1 or more"),
     "an unknown flag": (["--colour"], "unrecognized arguments: --colour"),
-    "no such folder": (["/no/such/folder"], "/no/such/folder: there is no such folder"),
-    "a file": (["README.md"], "README.md is no checkpoint"),
-    "no checkpoint": (["tests"], "tests is no checkpoint"),
-    "a second one that is none": (["--compare", "tests"], "tests is no checkpoint"),
+    "no such folder": (["/no/such/folder"], "/no/such/folder is no checkpoint folder"),
+    "a file": (["README.md"], "README.md is no checkpoint folder"),
+    "no checkpoint": (["tests"], "tests holds no model"),
+    "a second one that is none": (["--compare", "tests"], "tests holds no model"),
 }
 
 
@@ -247,20 +256,6 @@ def test_a_mistake_gets_one_line(arguments, message, capsys):
     assert error.startswith("error: ")
     assert message in error
     assert error.count("\n") == 1
-
-
-def test_an_unfinished_run_points_to_its_newest_checkpoint(tmp_path, capsys):
-    for step, age in ((5, 10), (10, 5)):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        os.utime(tmp_path / f"checkpoint-{step}", (time.time() - age,) * 2)
-    with pytest.raises(SystemExit):
-        play.find_checkpoint(str(tmp_path))
-    assert f"try {tmp_path / 'checkpoint-10'}\n" in capsys.readouterr().err
-
-
-def test_a_revision_stands_behind_the_name():
-    assert play.find_checkpoint("some/model@v1.0") == ("some/model", "v1.0")
-    assert play.find_checkpoint("some/model") == ("some/model", None)
 
 
 def test_help_loads_nothing_heavy():
@@ -370,7 +365,7 @@ def test_an_adapter_plays_on_its_base_and_with_its_weights(tmp_path):
 BROKEN = {
     "cut weights": ("model.safetensors", lambda data: data[:100_000], "cannot load"),
     "a config that is no JSON": ("config.json", lambda data: data[:50], "not a valid JSON file"),
-    "no weights": ("model.safetensors", None, "cannot load"),
+    "no weights": ("model.safetensors", None, "holds no model"),
     "no tokenizer": ("tokenizer*", None, "it has no tokenizer"),
 }
 
@@ -395,7 +390,7 @@ def test_a_broken_checkpoint_gets_one_line(checkpoint, pattern, damage, message)
 def test_a_device_that_is_not_there_gets_one_line():
     shown = run_play("--device", "nonsense", "--nums", "44,19,35", "--target", "98")
     assert shown.returncode == 2
-    assert shown.stderr.startswith("error: --device nonsense: ")
+    assert shown.stderr.startswith("error: device nonsense: ")
     assert shown.stderr.count("\n") == 1
 
 

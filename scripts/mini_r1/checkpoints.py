@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from mini_r1.countdown import MAX_HELD_OUT_SHARE, Puzzle, is_held_out
 from mini_r1.puzzle_data import GENERATE
 from mini_r1.recipe import RecipeError
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 ADAPTER_CONFIG = "adapter_config.json"
 
 
@@ -50,6 +52,12 @@ class Checkpoint:
             return True
         low, high = self.recipe("number_range", [1, 99])
         return len(puzzle.nums) in self.recipe("number_counts", [3, 4]) and all(low <= n <= high for n in puzzle.nums)
+
+
+def local_folder(name: str) -> Path:
+    """The path that is meant: recipes and adapters name models relative to the repository, wherever one stands."""
+    path = Path(name).expanduser()
+    return path if path.exists() or not (ROOT / name).exists() else ROOT / name
 
 
 def _run_of(folder: Path) -> tuple[dict[str, Any] | None, Path | None]:
@@ -107,7 +115,7 @@ def resolve(specification: str) -> list[Checkpoint]:
     Raises:
         RecipeError: when there is nothing to load.
     """
-    folder = Path(specification).expanduser()
+    folder = local_folder(specification)
     if folder.is_dir():
         if (folder / "run.json").is_file() and any(folder.glob("checkpoint-*")):
             found = _of_run(folder)
@@ -118,9 +126,9 @@ def resolve(specification: str) -> list[Checkpoint]:
         raise RecipeError(
             f"{specification} holds no model that can be loaded (config.json or {ADAPTER_CONFIG}, and *.safetensors)"
         )
-    if folder.exists() or specification.startswith((".", "/", "~")) or specification.count("/") > 1:
-        raise RecipeError(f"{specification} is no checkpoint folder")
     name, _, revision = specification.partition("@")
+    if folder.exists() or name.startswith(".") or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise RecipeError(f"{specification} is no checkpoint folder")
     return [Checkpoint(specification, name, revision or "main")]
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mini_r1.checkpoints import Checkpoint
+from mini_r1.checkpoints import Checkpoint, local_folder
 from mini_r1.placement import installed_vllm
 from mini_r1.process_guard import descendants_of
 from mini_r1.recipe import RecipeError
@@ -38,7 +38,9 @@ def room_for_completion(checkpoint: Checkpoint, tokenizer: Any, prompts: Sequenc
 
     if checkpoint.is_adapter:
         return None
-    config: PretrainedConfig = AutoConfig.from_pretrained(checkpoint.path, revision=checkpoint.revision or "main")
+    config: PretrainedConfig = AutoConfig.from_pretrained(
+        _absolute(checkpoint.path), revision=checkpoint.revision or "main"
+    )
     context = getattr(config, "max_position_embeddings", None)
     return None if context is None else context - max(len(ids) for ids in tokenizer(list(prompts))["input_ids"])
 
@@ -62,41 +64,100 @@ class Sampling:
     batch_size: int = 64
 
 
-def load_tokenizer(checkpoint: Checkpoint) -> Any:
-    """Raises RecipeError when there is none."""
-    from transformers import AutoTokenizer
+@dataclass(frozen=True)
+class Loaded:
+    """A checkpoint in memory; `eos_ids` are the tokens that end its turn."""
 
+    model: Any
+    tokenizer: Any
+    eos_ids: list[int]
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Any:
+    """The checkpoint's tokenizer, padding on the left; an adapter's without one is its base model's.
+
+    Raises:
+        RecipeError: when there is none.
+    """
+    from transformers import AutoTokenizer
+    from transformers.utils import cached_file
+
+    name, revision = checkpoint.path, checkpoint.revision
     try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, revision=checkpoint.revision or "main")
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"cannot load the tokenizer of {checkpoint.path}: {error}") from error
+        if checkpoint.is_adapter and not cached_file(
+            name, "tokenizer_config.json", revision=revision, _raise_exceptions_for_missing_entries=False
+        ):
+            name, revision = _base_of(checkpoint)
+        tokenizer = AutoTokenizer.from_pretrained(_absolute(name), revision=revision or "main")
+    except (OSError, ValueError, KeyError) as error:
+        raise RecipeError(f"cannot load the tokenizer of {checkpoint.path}: {first_line(error)}") from error
+    if not tokenizer("1 + 2")["input_ids"]:  # transformers makes an empty tokenizer where there are no files of one
+        raise RecipeError(f"cannot load {checkpoint.path}: it has no tokenizer")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
     return tokenizer
 
 
-def load_model(checkpoint: Checkpoint) -> Any:
-    """The model in evaluation mode, on a GPU where there is one; an adapter is merged into its base model.
+def _base_of(adapter: Checkpoint) -> tuple[str, str | None]:
+    """Name and revision of the model that an adapter belongs to."""
+    from peft import PeftConfig
+
+    config = PeftConfig.from_pretrained(_absolute(adapter.path), revision=adapter.revision)
+    return str(config.base_model_name_or_path), config.revision
+
+
+def _absolute(name: str) -> str:
+    """A local folder's full path, so that a file that is missing in it is never looked up on the Hub."""
+    folder = local_folder(name)
+    return str(folder.resolve()) if folder.exists() else name
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def load(checkpoint: Checkpoint, device: str = "auto") -> Loaded:
+    """A checkpoint ready to generate, in evaluation mode; an adapter is merged into its base model.
+
+    Args:
+        checkpoint: what `checkpoints.resolve` returned.
+        device: a torch device, or `auto`: an accelerator where there is one. On the CPU it computes in float32.
 
     Raises:
         RecipeError: when it cannot be loaded.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    options = {"revision": checkpoint.revision or "main", "dtype": "auto" if device == "cuda" else torch.float32}
+    if device == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        device = accelerator.type if accelerator else "cpu"
+    dtype = torch.float32 if device == "cpu" else "auto"
+    tokenizer = load_tokenizer(checkpoint)
+    name, revision = checkpoint.path, checkpoint.revision
     try:
         if checkpoint.is_adapter:
-            from peft import AutoPeftModelForCausalLM
+            name, revision = _base_of(checkpoint)
+        model = AutoModelForCausalLM.from_pretrained(_absolute(name), revision=revision or "main", dtype=dtype)
+        # Every token that the model or the tokenizer declares ends a turn, as in TRL.
+        declared = model.generation_config.eos_token_id
+        model.generation_config = GenerationConfig()  # what the checkpoint brings would fill every gap in ours
+        if checkpoint.is_adapter:
+            from peft import PeftModel
 
-            model = AutoPeftModelForCausalLM.from_pretrained(checkpoint.path, **options).merge_and_unload()
-        else:
-            model = AutoModelForCausalLM.from_pretrained(checkpoint.path, **options)
-    except (OSError, ValueError, ImportError) as error:
-        raise RecipeError(f"cannot load {checkpoint.path}: {error}") from error
-    return model.to(device).eval()
+            model = PeftModel.from_pretrained(model, _absolute(checkpoint.path), revision=checkpoint.revision)
+            model = model.merge_and_unload()
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
+        what = f"{checkpoint.path} (an adapter of {name})" if checkpoint.is_adapter else checkpoint.path
+        raise RecipeError(f"cannot load {what}: {first_line(error)}") from error
+    try:
+        model = model.to(device).eval()
+    except (RuntimeError, AssertionError) as error:  # no such device, or no room on it
+        raise RecipeError(f"device {device}: {first_line(error)}") from error
+    ids = {tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])}
+    return Loaded(model, tokenizer, sorted(i for i in ids if i is not None))
 
 
 def choose_backend(wanted: str) -> str:
@@ -130,21 +191,15 @@ def sample(
     return draw(checkpoint, tokenizer, prompts, sampling, progress)
 
 
-def _eos_ids(model: Any, tokenizer: Any) -> list[int]:
-    given = model.generation_config.eos_token_id
-    ids = given if isinstance(given, list) else [given]
-    return sorted({i for i in (*ids, tokenizer.eos_token_id) if i is not None})
-
-
 def _by_transformers(
     checkpoint: Checkpoint, tokenizer: Any, prompts: Sequence[str], sampling: Sampling, progress: Progress
 ) -> list[list[Completion]]:
     import torch
     from transformers import GenerationConfig, set_seed
 
-    model = load_model(checkpoint)
+    loaded = load(checkpoint)
+    model, ends = loaded.model, loaded.eos_ids
     set_seed(sampling.seed)
-    ends = _eos_ids(model, tokenizer)
     config = GenerationConfig(
         max_new_tokens=sampling.max_tokens,
         do_sample=sampling.temperature > 0,
@@ -154,7 +209,6 @@ def _by_transformers(
         eos_token_id=ends,
         pad_token_id=tokenizer.pad_token_id,
     )
-    model.generation_config = config  # transformers fills what is left open from the model's own
     # Long prompts first, so that what does not fit is found at once and batches hold prompts of like length.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     rows = [i for i in order for _ in range(sampling.completions)]
@@ -179,7 +233,7 @@ def _mergeable(checkpoint: Checkpoint, tokenizer: Any) -> Iterator[str]:
         yield checkpoint.path
         return
     with tempfile.TemporaryDirectory(prefix="merged-adapter-") as folder:
-        load_model(checkpoint).save_pretrained(folder)
+        load(checkpoint, "cpu").model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         yield folder
 
