@@ -111,7 +111,7 @@ def summarise(scored: Sequence[Sequence[dict[str, Any]]], ks: Sequence[int]) -> 
     rates = {}
     for k in ks:
         per_puzzle = [pass_at_k(len(puzzle), sum(row["correct"] for row in puzzle), k) for puzzle in scored]
-        rates[f"pass@{k}"], rates[f"pass@{k}_low"], rates[f"pass@{k}_high"] = rate_interval(per_puzzle)
+        rates[f"pass@{k}"], rates[f"pass@{k}_low"], rates[f"pass@{k}_high"] = rate_interval(per_puzzle, len(rows))
     reasons = Counter(row["reason"] for row in rows)
     return {
         "puzzles": len(scored),
@@ -220,7 +220,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--number_counts", type=int, nargs="+", help="only puzzles with so many numbers")
     parser.add_argument("--samples", type=int, default=1, help="completions per puzzle (default: 1)")
     parser.add_argument("--k", type=int, nargs="+", help="pass@k for these (default: 1 and --samples)")
-    parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default: 1.0)")
+    parser.add_argument("--temperature", type=float, help="0 is greedy (default: the run's, else 1.0)")
     parser.add_argument("--max_completion_length", type=int, help="tokens (default: the run's, else 1024)")
     parser.add_argument("--seed", type=int, default=0, help="of the sampler (default: 0)")
     parser.add_argument("--backend", choices=["auto", "vllm", "transformers"], default="auto",
@@ -233,7 +233,9 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     for key, least in (("num_puzzles", 0), ("samples", 1), ("batch_size", 1), ("max_completion_length", 1)):
         value = getattr(args, key)
         recipe.require(value is None or value >= least, f"--{key}", f"{least} or more", value)
-    recipe.require(args.temperature >= 0, "--temperature", "0 or more", args.temperature)
+    recipe.require(args.temperature is None or args.temperature >= 0, "--temperature", "0 or more", args.temperature)
+    recipe.require(args.temperature != 0 or args.samples == 1, "--samples", "1 with --temperature 0, for all would be "
+                   "the same", args.samples)  # fmt: skip
     recipe.require(args.k[0] >= 1 and args.k[-1] <= args.samples, "--k", f"between 1 and --samples ({args.samples})",
                    args.k)  # fmt: skip
     return args
@@ -284,6 +286,8 @@ def main(argv: list[str]) -> None:
             checkpoints = [replace(c, name=c.path + (f"@{c.revision}" if c.revision else "")) for c in checkpoints]
         checkpoints = list({checkpoint.name: checkpoint for checkpoint in checkpoints}.values())
         known = next((checkpoint for checkpoint in checkpoints if checkpoint.run), checkpoints[0])
+        if args.temperature is None:
+            args.temperature = known.recipe("temperature", 1.0)
         # One limit for all, so that none is cut off where another may go on.
         args.max_completion_length = args.max_completion_length or known.recipe("max_completion_length", 1024)
         puzzles, which = choose_puzzles(args, known)

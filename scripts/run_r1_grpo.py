@@ -126,10 +126,6 @@ def check_values(values: Any) -> None:
         recipe.require(len(pair) == 2 and pair[0] <= pair[1], key, "[low, high]", pair)
     recipe.require(values.on_bad_row in ("drop", "fail"), "on_bad_row", "drop or fail", values.on_bad_row)
     recipe.require(bool(values.model_name_or_path), "model_name_or_path", "a Hub id or a folder", None)
-    if values.generation_batch_size and values.steps_per_generation:
-        raise recipe.RecipeError(
-            "generation_batch_size and steps_per_generation say the same thing twice: remove one of them"
-        )
     processes = recipe.world_size()
     if values.generation_batch_size:
         batch, origin = values.generation_batch_size, "generation_batch_size"
@@ -368,6 +364,11 @@ def show_plan(argv: list[str]) -> None:
     """`--dry_run`: the plan of this run, without loading torch or TRL. Raises RecipeError or DataError."""
     values, changed = recipe.read_lightly((ScriptArguments, VLLMArguments), argv)
     check_values(values)
+    if values.generation_batch_size and values.steps_per_generation:
+        raise recipe.RecipeError(
+            "generation_batch_size and steps_per_generation say the same thing twice: remove one of them"
+        )
+    values.output_dir = values.output_dir or "trainer_output"  # TRL's default
     run_folder.find_checkpoint(values)
     gpus = plan.find_gpus()
     machine = placement.this_machine(len(gpus))
@@ -376,6 +377,11 @@ def show_plan(argv: list[str]) -> None:
                           ask_hub=values.hub_checks)  # fmt: skip
     if is_local(values.dataset_id_or_path):
         split = load_split(values)
+        needed = plan.batch_of(values, machine.processes).per_generation // values.num_generations
+        if len(split.train) < needed:
+            raise recipe.RecipeError(
+                f"{len(split.train)} puzzles to train on are fewer than one step's {needed}: raise dataset_rows"
+            )
         puzzles = f"{len(split.train)} puzzles to train on, {len(split.held_out)} held out"
     else:
         puzzles = f"{values.dataset_id_or_path}, not looked at"
@@ -398,11 +404,10 @@ def main(argv: list[str]) -> None:
         values = recipe.merged(model_args, script_args, vllm_args, training_args)
         # One process trains on one GPU; transformers would spread it over all that it sees, the server's included.
         training_args._n_gpu = min(training_args.n_gpu, 1)
-        gpus = plan.find_gpus()
+        gpus = plan.gpus_of_torch()
         machine = placement.this_machine(len(gpus))
         where = placement.plan(values, machine, placement.installed_vllm())
-        _, changed = recipe.read_lightly((ScriptArguments, VLLMArguments), argv)
-        for line in plan.describe(values, machine, where, gpus, recipe_path=recipe.path_in(argv), changed=changed,
+        for line in plan.describe(values, machine, where, gpus, recipe_path=recipe.path_in(argv),
                                   ask_hub=script_args.hub_checks):  # fmt: skip
             logger.info(line)
         server = None

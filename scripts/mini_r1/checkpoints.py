@@ -100,7 +100,7 @@ def _of_run(folder: Path) -> list[Checkpoint]:
             found.append(_local(folder, "final model"))
     base = (run or {}).get("recipe", {}).get("model_name_or_path")
     if base and found:
-        revision = None if Path(base).is_dir() else (run or {}).get("recipe", {}).get("model_revision")
+        revision = None if local_folder(base).is_dir() else (run or {}).get("recipe", {}).get("model_revision")
         found.insert(0, Checkpoint("base", base, revision, False, run, run_folder))
     return found
 
@@ -117,7 +117,7 @@ def resolve(specification: str) -> list[Checkpoint]:
     """
     folder = local_folder(specification)
     if folder.is_dir():
-        if (folder / "run.json").is_file() and any(folder.glob("checkpoint-*")):
+        if (folder / "run.json").is_file():
             found = _of_run(folder)
             if found:
                 return found
@@ -134,14 +134,15 @@ def resolve(specification: str) -> list[Checkpoint]:
 
 def is_hub_adapter(checkpoint: Checkpoint) -> bool:
     """Whether a Hub id names an adapter; asks the Hub, and without it takes it for a full model."""
+    import httpx
     from huggingface_hub import file_exists
     from huggingface_hub.errors import HfHubHTTPError
 
-    if Path(checkpoint.path).is_dir():
+    if local_folder(checkpoint.path).is_dir():
         return False
     try:
         return file_exists(checkpoint.path, ADAPTER_CONFIG, revision=checkpoint.revision)
-    except (OSError, HfHubHTTPError):
+    except (OSError, HfHubHTTPError, httpx.HTTPError):
         return False
 
 

@@ -230,7 +230,7 @@ def _by_transformers(
 def _mergeable(checkpoint: Checkpoint, tokenizer: Any) -> Iterator[str]:
     """A path that vLLM loads: the checkpoint's own, or a temporary one with the adapter merged in."""
     if not checkpoint.is_adapter:
-        yield checkpoint.path
+        yield _absolute(checkpoint.path)
         return
     with tempfile.TemporaryDirectory(prefix="merged-adapter-") as folder:
         load(checkpoint, "cpu").model.save_pretrained(folder)

@@ -118,6 +118,7 @@ def find_shape(name: str, revision: str | None, ask_hub: bool) -> ModelShape | N
             raise RecipeError(f"model_name_or_path: {name} holds no model that can be read: {error}") from error
     if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise RecipeError(f"model_name_or_path: there is no folder {name}")
+    import httpx
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
@@ -129,7 +130,7 @@ def find_shape(name: str, revision: str | None, ask_hub: bool) -> ModelShape | N
         raise RecipeError(
             f"model_name_or_path: the Hub shows no model {name}; check the name, or `hf auth login`"
         ) from error
-    except (OSError, HfHubHTTPError):
+    except (OSError, HfHubHTTPError, httpx.HTTPError):
         return None
     return read_shape(json.loads(Path(path).read_text())) if isinstance(path, str) else None
 
@@ -267,12 +268,28 @@ def find_gpus(environment: Mapping[str, str] = os.environ) -> list[Device]:
     found = {}
     for line in lines:
         index, uuid, name, total = (part.strip() for part in line.split(","))
-        found[index] = found[uuid] = Device(name, float(total) * 2**20)
+        # Machines whose GPU shares the main memory name no size.
+        found[index] = found[uuid] = Device(name, float(total) * 2**20 if total.isdigit() else 0.0)
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return [device for key, device in found.items() if key.isdigit()]
     names = [name.strip() for name in visible.split(",") if name.strip()]
-    return [found[name] for name in names if name in found]
+    # CUDA accepts the beginning of a UUID; what is not known, as a part of a GPU (MIG), is there all the same.
+    return [
+        next((device for key, device in found.items() if key == name or (name[:4] == "GPU-" and key.startswith(name))),
+             Device(name, 0.0))
+        for name in names
+    ]  # fmt: skip
+
+
+def gpus_of_torch() -> list[Device]:
+    """The visible GPUs as torch has them, of whatever maker: what a real run goes by."""
+    import torch
+
+    return [
+        Device(torch.cuda.get_device_name(i), float(torch.cuda.get_device_properties(i).total_memory))
+        for i in range(torch.cuda.device_count())
+    ]
 
 
 def _cpu_memory() -> float:
@@ -304,12 +321,20 @@ def check_memory(
         total = sum(memory.values())
         if where.generation == "colocate" and values.vllm_enable_sleep_mode and available:
             resting = sum(memory[key] for key in ("weights", "gradients", "optimizer", "process"))
+            resting += memory.get("reference model", 0.0)
             total = max(total, resting + values.vllm_gpu_memory_utilization * available)
     parts = ", ".join(f"{name} {_size(size)}" for name, size in memory.items() if size >= 0.5e6)
     lines = [f"  memory:     about {_size(total)} of {_size(available)} {there}" if available else
              f"  memory:     about {_size(total)} a GPU", f"              {parts}"]  # fmt: skip
-    certain = total - memory["activations"] - memory["log-probabilities"]
-    if available and certain > available:
+    certain = sum(memory[key] for key in ("weights", "gradients", "optimizer"))
+    certain = certain * (machine.local_processes if where.on_cpu else 1) + memory.get("vLLM", 0.0)
+    # Quantized weights, other optimizers and offloading need less than this arithmetic knows of.
+    plain = not (values.load_in_4bit or values.load_in_8bit) and str(getattr(values.optim, "value", values.optim)) in (
+        "adamw_torch_fused", "adamw_torch"
+    )  # fmt: skip
+    offloads = "cpu" in (os.environ.get("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE"),
+                         os.environ.get("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE"))  # fmt: skip
+    if available and certain > available and plain and not offloads:
         raise RecipeError(
             f"this run needs {_size(certain)} before a single activation, and there are {_size(available)} ({parts}): "
             f"use a smaller model, use_peft: true, more GPUs with ZeRO-3, or a lower vllm_gpu_memory_utilization"
@@ -336,7 +361,8 @@ def checkpoint_bytes(values: Any, shape: ModelShape, environment: Mapping[str, s
 
 
 def _save_count(values: Any) -> int:
-    if str(values.save_strategy) == "no" or values.max_steps <= 0:
+    strategy = getattr(values.save_strategy, "value", values.save_strategy)
+    if strategy != "steps" or values.max_steps <= 0:  # how often others save is not known beforehand
         return 0
     every = values.save_steps if values.save_steps >= 1 else max(1, round(values.save_steps * values.max_steps))
     saves = max(1, int(values.max_steps // every) + (values.max_steps % every > 0))
@@ -354,6 +380,8 @@ def check_disk(values: Any, shape: ModelShape, environment: Mapping[str, str]) -
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
+    # A resumed run has written some of them already.
+    free += sum(file.stat().st_size for file in Path(values.output_dir).glob("checkpoint-*/**/*") if file.is_file())
     one, count = checkpoint_bytes(values, shape, environment), _save_count(values)
     needed = one * count + shape.parameters * _bytes_of(values.dtype)
     if needed > free:
@@ -371,7 +399,7 @@ def check_disk(values: Any, shape: ModelShape, environment: Mapping[str, str]) -
 
 def _time_line(values: Any, recipe_path: str | None) -> str:
     """The time of the recipe's measured run, where one is kept beside it as JSON."""
-    if recipe_path:
+    if recipe_path and values.max_steps > 0:
         try:
             measured = json.loads(Path(recipe_path).with_suffix(".json").read_text())
             minutes, steps = measured["train_minutes"], measured["steps"][-1]
@@ -382,7 +410,8 @@ def _time_line(values: Any, recipe_path: str | None) -> str:
             )
         except (OSError, ValueError, KeyError, TypeError, IndexError):
             pass
-    return f"  time:       not measured for this recipe; {values.max_steps} steps"
+    amount = f"{values.max_steps} steps" if values.max_steps > 0 else f"{values.num_train_epochs:g} epochs"
+    return f"  time:       not measured for this recipe; {amount}"
 
 
 def _hub_line(values: Any, ask_hub: bool) -> str:
@@ -393,6 +422,7 @@ def _hub_line(values: Any, ask_hub: bool) -> str:
     visibility = "public" if values.hub_private_repo is False else "private" if values.hub_private_repo else "default"
     if not ask_hub:
         return f"  Hub:        uploads to {target} ({visibility}); the token is not checked"
+    import httpx
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
@@ -401,7 +431,7 @@ def _hub_line(values: Any, ask_hub: bool) -> str:
     except (LocalTokenNotFoundError, HfHubHTTPError) as error:
         raise RecipeError(f"push_to_hub: the Hub does not take the token ({error}): `hf auth login`, or push_to_hub: "
                           f"false") from error  # fmt: skip
-    except OSError as error:
+    except (OSError, httpx.HTTPError) as error:
         return f"  Hub:        cannot be asked now ({error}); uploads to {target} ({visibility})"
     owner, _, name = target.rpartition("/")
     writable = [account["name"], *(org["name"] for org in account.get("orgs", []))]

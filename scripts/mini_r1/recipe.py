@@ -13,6 +13,7 @@ import difflib
 import enum
 import math
 import os
+import re
 import sys
 import types
 import typing
@@ -312,10 +313,20 @@ def _command_line(words: Sequence[str], hints: dict[str, Any]) -> dict[str, Any]
         values = []
         while rest and not rest[0].startswith("--"):
             values.append(rest.pop(0))
+        hint = hints[key]
+        parts = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+        is_text = (
+            str in parts
+            and not {int, float, bool} & set(parts)
+            and not any(part is dict or typing.get_origin(part) is dict for part in parts)
+        )
         try:
-            read = [value if hints[key] is str else yaml.safe_load(value) for value in values]
+            read = [value if is_text else yaml.safe_load(value) for value in values]
         except yaml.YAMLError as error:
             raise RecipeError(f"command line: {flag} cannot be read: {error}") from error
+        if hint is bool:
+            truth = {"1": True, "t": True, "y": True, "0": False, "f": False, "n": False}
+            read = [truth.get(value.lower(), given) for value, given in zip(values, read, strict=True)]
         is_list = typing.get_origin(hints[key]) is list
         found[key] = True if not read else read if is_list or len(read) > 1 else read[0]
     return found
@@ -329,11 +340,15 @@ def path_in(argv: Sequence[str]) -> str | None:
 
 def is_dry_run(argv: Sequence[str]) -> bool:
     """Whether the command line asks for a plan only."""
+    asked = False
+    path = path_in(argv)
+    if path is not None and Path(path).is_file():
+        asked = bool(re.search(r"^dry_run:\s*(true|yes|on)\b", Path(path).read_text(errors="replace"), re.M | re.I))
     for word, following in zip(argv, [*argv[1:], ""], strict=True):
         flag, _, value = word.partition("=")
         if flag in ("--dry_run", "--dry-run"):
-            return (value or following).lower() not in ("false", "no", "0")
-    return False
+            asked = (value or following).lower() not in ("false", "f", "no", "n", "off", "0")
+    return asked
 
 
 def read_lightly(own_classes: Sequence[type], argv: Sequence[str]) -> tuple[types.SimpleNamespace, dict[str, Any]]:
@@ -366,7 +381,10 @@ def read_lightly(own_classes: Sequence[type], argv: Sequence[str]) -> tuple[type
             raise RecipeError("command line: --config needs the path of a recipe")
         recipe = read_yaml(words[at + 1])
         check_keys_and_types(recipe, hints, source=words[at + 1])
-        recipe.pop("env", None)
+        env = recipe.pop("env", None) or {}
+        if not isinstance(env, dict):
+            raise RecipeError(f"{words[at + 1]}: env must hold `NAME: value` lines")
+        os.environ.update({str(name): str(value) for name, value in env.items()})
         values |= recipe
         del words[at : at + 2]
     overrides = _command_line(words, hints)

@@ -68,7 +68,7 @@ def _mean_and_variance(values: Sequence[float]) -> tuple[float, float]:
     return mean, math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values)
 
 
-def rate_interval(per_puzzle: Sequence[float]) -> tuple[float, float, float]:
+def rate_interval(per_puzzle: Sequence[float], completions: int | None = None) -> tuple[float, float, float]:
     """Mean success over puzzles with its 95 % interval, when each puzzle has a rate of its own.
 
     Several completions of one puzzle are not independent trials, so puzzles are the unit: the spread between them
@@ -77,6 +77,7 @@ def rate_interval(per_puzzle: Sequence[float]) -> tuple[float, float, float]:
 
     Args:
         per_puzzle: one estimate a puzzle, each from 0 to 1.
+        completions: how many there are of all puzzles, which the mean can never be worth more than.
 
     Returns:
         mean, low, high.
@@ -94,6 +95,8 @@ def rate_interval(per_puzzle: Sequence[float]) -> tuple[float, float, float]:
     puzzles = len(per_puzzle)
     # No spread says nothing about the interval's width: then each puzzle is worth one trial.
     worth = mean * (1 - mean) / variance * puzzles / (puzzles - 1) if variance > 0 and 0 < mean < 1 else puzzles
+    # A few puzzles that happen to agree say little about their spread.
+    worth = min(worth, completions or math.inf)
     low, high = wilson_interval(min(1.0, max(0.0, mean)) * max(1.0, worth), max(1.0, worth))
     return mean, low, high
 
