@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 
 from conftest import ROOT, program_environment
+from mini_r1.completions import thinking
+from mini_r1.reasoning import count_attempts, count_self_corrections
 from mini_r1.recipe import RecipeError
-from mini_r1.report_page import build_page, embed, make_charts, thin_out
-from mini_r1.run_record import read_run
+from mini_r1.report_page import build_page, describe_run, embed, make_charts, thin_out
+from mini_r1.run_record import read_run, read_tensorboard
 
 # What a model could write to harm whoever looks at it: markup, the end of the script, terminal escapes.
 HOSTILE = "<think>\n</script><img src=x onerror=\"document.title='pwned'\"><!-- \x1b[2J \u2028 1+1=2 too high\n</think>"
@@ -74,6 +76,63 @@ def test_a_run_that_is_still_going(tmp_path: Path):
     assert not run.finished
     assert run.step == 10
     assert "not finished, step 10 of 10" in page_of(tmp_path / "run")
+
+
+def write_events(folder: Path, number: int, values: dict[int, float]) -> None:
+    """One event file as the trainer's TensorBoard callback leaves it; `number` puts the files in order."""
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    folder.mkdir(exist_ok=True)
+    with (folder / f"events.out.tfevents.{number}.host").open("wb") as stream:
+        writer = RecordWriter(stream)
+        for step, value in values.items():
+            for tag in ("train/reward", "eval/reward", "other/reward"):
+                summary = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
+                writer.write(Event(step=step, wall_time=float(step), summary=summary).SerializeToString())
+
+
+def test_a_resumed_run_is_read_from_tensorboard_without_what_it_took_back(tmp_path: Path):
+    write_events(tmp_path, 1, {1: 1.0, 2: 2.0, 3: 3.0, 4: 4.0})
+    write_events(tmp_path, 2, {3: 30.0, 5: float("nan")})
+    history = read_tensorboard(tmp_path)
+    assert history == [{"step": step, "reward": v, "eval_reward": v} for step, v in ((1, 1.0), (2, 2.0), (3, 30.0))]
+
+
+def test_event_files_that_are_cut_off_or_broken_lose_only_their_own(tmp_path: Path):
+    write_events(tmp_path, 1, {1: 1.0, 2: 2.0})
+    cut = tmp_path / "events.out.tfevents.1.host"
+    cut.write_bytes(cut.read_bytes()[:-5])  # into the last scalar, other/reward, which is not shown
+    (tmp_path / "events.out.tfevents.2.host").write_bytes(b"no events" * 50)
+    (tmp_path / "events.out.tfevents.3.host").touch()
+    assert [entry["reward"] for entry in read_tensorboard(tmp_path)] == [1.0, 2.0]
+
+
+def test_a_running_run_is_as_fresh_as_its_tensorboard(tmp_path: Path):
+    folder = make_run(tmp_path / "run", [], finished=False, steps=10)
+    write_events(folder / "tensorboard", 1, {12: 1.0})
+    assert read_run(folder).step == 12
+
+
+def test_training_time_counts_every_step_when_not_every_step_is_logged(tmp_path: Path):
+    folder = make_run(tmp_path / "run", [])
+    history = [{"step": step, "step_time": 2.0} for step in (5, 10)]
+    (folder / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+    run = read_run(folder)
+    times = [value for label, value, _ in describe_run(run, 0)["tiles"] if label == "training time"]
+    assert times == ["20 s"]
+
+
+@pytest.mark.parametrize("name", ["{{samples}}", "{{data}}", "</title><script>alert(1)</script>"])
+def test_a_run_may_have_any_name(name: str, tmp_path: Path):
+    folder = make_run(tmp_path / "run", [sample(1)])
+    description = json.loads((folder / "run.json").read_text()) | {"name": name}
+    (folder / "run.json").write_text(json.dumps(description))
+    page = page_of(folder)
+    assert page.count("<script") == page.count("</script>") == 3  # data, the page's own, one run's samples
+    data = page.partition('id="data">')[2].partition("</script>")[0]
+    assert json.loads(data)["runs"][0]["name"] == name
 
 
 def test_broken_sample_lines_are_counted_not_fatal(tmp_path: Path):
@@ -195,9 +254,7 @@ def test_the_page_in_chromium(browser: Any, tmp_path: Path):
     # Filters: verdict, stratum, steps, text.
     assert "of 50 samples" in choose(browser, "reason", "correct")
     choose(browser, "reason", "all")
-    assert "50" in choose(browser, "stratum", "3 numbers, needs * /") or "51" in choose(
-        browser, "stratum", "3 numbers, n"
-    )
+    assert "of 51 samples" in choose(browser, "stratum", "3 numbers, needs * /")
     choose(browser, "stratum", "all")
     choose(browser, "from", "3")
     assert "of 20 samples" in choose(browser, "to", "4")
@@ -218,11 +275,45 @@ def test_the_page_in_chromium(browser: Any, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_a_phone_needs_no_sideways_scrolling(browser: Any, tmp_path: Path):
+def test_the_page_marks_what_the_metrics_count(browser: Any, tmp_path: Path):
+    """`thinking/attempts` counts in Python, the page marks in JavaScript: one notion, two engines."""
+    texts = [
+        "<think>\n67-23=44, 44-35=9 too low\nI give up.\n</think>\n<answer>1</answer>",
+        "<think>First 3 * 5 = 15. Then 15 + 2 gives 17; no wait, that doesn’t work. Let me try 5-3 = 2.5!</think>",
+        "no tags; we get 5? I get -3. However it equals 4",
+        "<think>never closed, 1+1=2 <answer>1+1=2 too high</answer>",
+        "<answer>2=2</answer><think>actually = 7</think> = 8 wait",
+        "",
+    ]
     page = tmp_path / "report.html"
-    page.write_text(page_of(make_run(tmp_path / "run", [sample(1), sample(2)])))
+    page.write_text(page_of(make_run(tmp_path / "run", [sample(1, i, response=text) for i, text in enumerate(texts)])))
+    open_page(browser, page)
+    marked = browser.execute_script(
+        """
+        return arguments[0].map(markedText).map(pre =>
+          [pre.querySelectorAll(".attempt").length, pre.querySelectorAll(".turn").length, pre.textContent]);
+        """,
+        texts,
+    )
+    assert marked == [[count_attempts(thinking(text)), count_self_corrections(thinking(text)), text] for text in texts]
+
+
+@pytest.mark.slow
+def test_a_phone_needs_no_sideways_scrolling(browser: Any, tmp_path: Path):
+    folder = make_run(tmp_path / "run", [sample(1), sample(2)])
+    # As wide as what evaluate.py writes: the table scrolls in its own box, and its cells stay readable.
+    row = {"checkpoint": "checkpoint-40", "stratum": "3 numbers, + -", **{f"column_{i}": 0.123456 for i in range(10)}}
+    (folder / "evaluation").mkdir()
+    (folder / "evaluation" / "results.json").write_text(json.dumps({"table": [row]}))
+    page = tmp_path / "report.html"
+    page.write_text(page_of(folder))
     open_page(browser, page, width=390)
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+    heights = browser.execute_script(
+        "return [...document.querySelectorAll('#evaluations :is(th, td)')].map(cell => cell.clientHeight)"
+    )
+    assert len(heights) == 24
+    assert max(heights) < 40  # one line each; broken at every letter, a cell is hundreds of pixels high
     assert not browser.get_log("browser")
 
 

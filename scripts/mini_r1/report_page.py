@@ -162,17 +162,18 @@ def build_page(runs: Sequence[RunRecord], charts: Sequence[Chart]) -> str:
     assert script is not None, "report.html has one script"
     # Only this very script may run: even text that became markup could neither run anything nor load anything.
     digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
-    head, tail = (
-        template.replace("{{script-hash}}", digest)
-        .replace("{{title}}", html.escape(", ".join(run.name for run in runs)))
-        .split("{{samples}}")
-    )
-    before, after = head.split("{{data}}")
-    samples = (
+    blocks = (
         f'<script type="application/json" id="samples-{i}">{embed(pack_samples(kept))}</script>\n'
         for i, kept in enumerate(shown)
     )
-    return "".join((before, embed(data), after, *samples, tail))
+    fillings = {
+        "script-hash": digest,
+        "title": html.escape(", ".join(run.name for run in runs)),
+        "data": embed(data),
+        "samples": "".join(blocks),
+    }
+    # In one pass: a name or a text that holds such a mark itself stays what it is.
+    return re.sub(r"\{\{([a-z-]+)\}\}", lambda mark: fillings[mark[1]], template)
 
 
 def embed(data: Any) -> str:
@@ -300,8 +301,10 @@ def _tiles(run: RunRecord) -> list[list[str]]:
                 tiles.append([label, f"{points[0][1]:.{digits}f} → {points[-1][1]:.{digits}f}", remark])
                 break
     if times := [seconds for _, seconds in run.points("step_time")]:
+        # With `logging_steps` above 1 each value is the mean over that many steps.
+        total = sum(times) / len(times) * run.step
         remark = f"{median(times):.3g} s a step in the middle, evaluation not counted"
-        tiles.append(["training time", _duration(sum(times)), remark])
+        tiles.append(["training time", _duration(total), remark])
     return tiles
 
 
