@@ -399,9 +399,13 @@ def stratum(nums: Sequence[int], target: int) -> str:
     Raises:
         ValueError: like `solve`.
     """
-    if reachable_by_sums(nums, target):
-        return f"{len(nums)} numbers, + -"
-    return f"{len(nums)} numbers, {'needs * /' if is_solvable(nums, target) else 'unsolvable'}"
+    sums = reachable_by_sums(nums, target)
+    return _stratum_name(len(nums), not sums if sums or is_solvable(nums, target) else None)
+
+
+def _stratum_name(count: int, needs_mul_div: bool | None) -> str:
+    kind = {None: "unsolvable", True: "needs * /", False: "+ -"}[needs_mul_div]
+    return f"{count} numbers, {kind}"
 
 
 @dataclass(frozen=True)
@@ -424,9 +428,7 @@ class Difficulty:
     @property
     def stratum(self) -> str:
         """The name under which results are split, for example `3 numbers, + -` or `4 numbers, needs * /`."""
-        if self.needs_mul_div is None:
-            return f"{self.count} numbers, unsolvable"
-        return f"{self.count} numbers, {'needs * /' if self.needs_mul_div else '+ -'}"
+        return _stratum_name(self.count, self.needs_mul_div)
 
 
 def difficulty(nums: Sequence[int], target: int) -> Difficulty:

@@ -198,6 +198,19 @@ def check_keys_and_types(recipe: dict[str, Any], hints: dict[str, Any], source: 
         raise RecipeError(f"{source}: " + " -- ".join(faults))
 
 
+def _words(argv: Sequence[str]) -> list[str]:
+    """The command line with `--config=X` as two words."""
+    return [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
+
+
+def _apply_environment(recipe: dict[str, Any], source: str) -> None:
+    """Takes `env` out of a recipe and sets the variables it names."""
+    env = recipe.pop("env", None) or {}
+    if not isinstance(env, dict):
+        raise RecipeError(f"{source}: env must hold `NAME: value` lines")
+    os.environ.update({str(name): str(value) for name, value in env.items()})
+
+
 def read_values(dataclass_types: Sequence[type], argv: Sequence[str]) -> argparse.Namespace:
     """Every key with its value from the command line, else from `--config RECIPE.yaml`, else by default.
 
@@ -219,7 +232,7 @@ def _read(dataclass_types: Sequence[type], argv: Sequence[str]) -> tuple[Any, ar
             raise RecipeError(f"command line: {message}")
 
     parser = OneLineParser(dataclass_types, allow_abbrev=False)
-    args = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
+    args = _words(argv)
     args = ["--help" if arg == "--help_all" else arg for arg in args]
     if "--config" in args:
         at = args.index("--config")
@@ -232,10 +245,7 @@ def _read(dataclass_types: Sequence[type], argv: Sequence[str]) -> tuple[Any, ar
             hints |= typing.get_type_hints(dataclass_type)
         recipe = read_yaml(path)
         check_keys_and_types(recipe, hints, source=path)
-        env = recipe.pop("env", None) or {}
-        if not isinstance(env, dict):
-            raise RecipeError(f"{path}: env must hold `NAME: value` lines")
-        os.environ.update({str(name): str(value) for name, value in env.items()})
+        _apply_environment(recipe, path)
         parser.set_defaults_with_config(**recipe)
     namespace, unknown = parser.parse_known_args(list(args))
     if unknown:
@@ -334,7 +344,7 @@ def _command_line(words: Sequence[str], hints: dict[str, Any]) -> dict[str, Any]
 
 def path_in(argv: Sequence[str]) -> str | None:
     """The recipe's file on a command line."""
-    words = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
+    words = _words(argv)
     return words[words.index("--config") + 1] if "--config" in words[:-1] else None
 
 
@@ -374,17 +384,14 @@ def read_lightly(own_classes: Sequence[type], argv: Sequence[str]) -> tuple[type
         hints |= typing.get_type_hints(own)
         values |= {f.name: getattr(own(), f.name) for f in dataclasses.fields(own)}
     defaults = dict(values)
-    words = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
+    words = _words(argv)
     if "--config" in words:
         at = words.index("--config")
         if at + 1 == len(words):
             raise RecipeError("command line: --config needs the path of a recipe")
         recipe = read_yaml(words[at + 1])
         check_keys_and_types(recipe, hints, source=words[at + 1])
-        env = recipe.pop("env", None) or {}
-        if not isinstance(env, dict):
-            raise RecipeError(f"{words[at + 1]}: env must hold `NAME: value` lines")
-        os.environ.update({str(name): str(value) for name, value in env.items()})
+        _apply_environment(recipe, words[at + 1])
         values |= recipe
         del words[at : at + 2]
     overrides = _command_line(words, hints)
