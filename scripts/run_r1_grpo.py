@@ -27,9 +27,10 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mini_r1 import placement, plan, process_guard, recipe, run_folder, vllm_server
+from mini_r1 import placement, plan, process_guard, recipe, resumption, run_folder, vllm_server
 from mini_r1.completions import (
     Sample,
     SampleLog,
@@ -369,7 +370,7 @@ def show_plan(argv: list[str]) -> None:
             "generation_batch_size and steps_per_generation say the same thing twice: remove one of them"
         )
     values.output_dir = values.output_dir or "trainer_output"  # TRL's default
-    run_folder.find_checkpoint(values)
+    resume = resumption.find(values)
     gpus = plan.find_gpus()
     machine = placement.this_machine(len(gpus))
     where = placement.plan(values, machine, placement.installed_vllm())
@@ -377,6 +378,7 @@ def show_plan(argv: list[str]) -> None:
                           ask_hub=values.hub_checks)  # fmt: skip
     if is_local(values.dataset_id_or_path):
         split = load_split(values)
+        resumption.check_puzzles(resume, split.fingerprint())
         needed = plan.batch_of(values, machine.processes).per_generation // values.num_generations
         if len(split.train) < needed:
             raise recipe.RecipeError(
@@ -386,6 +388,8 @@ def show_plan(argv: list[str]) -> None:
     else:
         puzzles = f"{values.dataset_id_or_path}, not looked at"
     if recipe.is_first_process():
+        if resume is not None:
+            lines += [f"  resume:     goes on from {resume.path}", *(f"              {note}" for note in resume.notes)]
         print("\n".join([*lines, f"  data:       {puzzles}", "This run could start (--dry_run: it does not)."]))
 
 
@@ -400,8 +404,14 @@ def main(argv: list[str]) -> None:
         )
         run_folder.set_up_logging(training_args)
         run_folder.check_writable(training_args.output_dir)
-        resume_from = run_folder.find_checkpoint(training_args)
         values = recipe.merged(model_args, script_args, vllm_args, training_args)
+        if recipe.is_main_process():
+            resumption.hold(Path(training_args.output_dir))
+        resume = resumption.find(values)
+        if resume is not None:
+            logger.info("going on from %s", resume.path)
+            for note in resume.notes:
+                logger.warning(note)
         # One process trains on one GPU; transformers would spread it over all that it sees, the server's included.
         training_args._n_gpu = min(training_args.n_gpu, 1)
         gpus = plan.gpus_of_torch()
@@ -421,10 +431,11 @@ def main(argv: list[str]) -> None:
     # ---- data ------------------------------------------------------------------------------------------------------
     try:
         split = load_split(script_args)
-    except DataError as error:
+        resumption.check_puzzles(resume, split.fingerprint())
+    except (DataError, recipe.RecipeError) as error:
         recipe.fail(str(error))
     evaluates = training_args.eval_strategy != "no"
-    training_args.eval_on_start &= evaluates
+    training_args.eval_on_start &= evaluates and resume is None
 
     # ---- tokenizer and model ---------------------------------------------------------------------------------------
     from mini_r1.trainer import CountdownGRPOTrainer, VLLMAgreement
@@ -477,6 +488,7 @@ def main(argv: list[str]) -> None:
             peft_config=get_peft_config(model_args),
             quantization_config=get_quantization_config(model_args),
             trim=script_args.trim_micro_batches,
+            resume=resume,
         )
     except VLLMServerError as error:
         recipe.fail(str(error), code=3)
@@ -484,29 +496,25 @@ def main(argv: list[str]) -> None:
         recipe.fail(str(error))
     except (ImportError, OSError, ValueError) as error:  # a package, weights or a value that is not there
         recipe.fail(f"cannot set up the trainer as the recipe asks: {error}")
-    run = run_folder.open_run(training_args, resume_from, argv, split, script_args, vllm_args, model_args)
-    trainer.observer = make_observer(
-        SampleLog(
-            run.samples_folder,
-            run.folder / "samples",
-            share=script_args.sample_share,
-            success_share=script_args.success_sample_share,
-        )
-    )
+    run = run_folder.open_run(training_args, resume, argv, split, values, script_args, vllm_args, model_args)
+    folders = run_folder.sample_folders(run)
+    sample_log = SampleLog(folders["text"], folders["json"], share=script_args.sample_share,
+                           success_share=script_args.success_sample_share)  # fmt: skip
+    trainer.observer, trainer.sample_sizes = make_observer(sample_log), sample_log.sizes
 
     if training_args.use_vllm:
         text = tokenizer(train_dataset[0]["prompt"])["input_ids"]
-        trainer.add_callback(VLLMAgreement(trainer, text, resumed=resume_from is not None))
+        trainer.add_callback(VLLMAgreement(trainer, text, resumed=resume is not None))
 
     # ---- train and save --------------------------------------------------------------------------------------------
     try:
-        result = trainer.train(resume_from_checkpoint=resume_from)
+        result = trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
         run_folder.save_final_model(run, trainer, model_args.model_name_or_path, script_args.dataset_id_or_path)
         trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", {**result.metrics, "train_samples": len(train_dataset)})
         run_folder.close_run(run, trainer)
     except VLLMServerError as error:  # raised on every rank at once
-        recipe.fail(f"{error}; {run_folder.save_interrupted(trainer)}", code=3)
+        recipe.fail(f"{error}; {trainer.save_interrupted()}", code=3)
     trainer.save_state()  # last, for it marks the run as finished
     if training_args.push_to_hub:
         run_folder.push(run, trainer)

@@ -6,12 +6,13 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from conftest import QUICK, ROOT, TINY_RECIPE, Launcher, flags, kill_group, program_environment
+import chaos
+from conftest import QUICK, ROOT, TINY_RECIPE, Launcher, flags, kill_group, program_environment, wait_until
+from mini_r1 import resumption
 
 pytestmark = pytest.mark.slow
 
@@ -93,41 +94,49 @@ def test_a_run_leaves_everything_that_readme_promises(launcher: Launcher, tmp_pa
     assert model.config.vocab_size == len(tokenizer)
 
 
-def test_a_killed_run_goes_on_from_its_newest_checkpoint(launcher: Launcher, tmp_path: Path):
-    run = tmp_path / "run"
-    settings = {**QUICK, "max_steps": 3, "eval_strategy": "no", "eval_on_start": False, "output_dir": run}
-    settings |= {"completion_samples_dir": tmp_path / "samples"}
-    log = tmp_path / "log"
+def test_a_killed_run_of_two_processes_goes_on_exactly(launcher: Launcher, tmp_path: Path):
+    """SIGKILL for the launcher and both ranks under ZeRO-3; the same command ends as a run that was left in peace."""
+    settings = {**QUICK, "per_device_eval_batch_size": 8, "eval_steps": 3, "save_steps": 2, "dataset_rows": 60}
+
+    def arguments(name: str, steps: int) -> dict[str, object]:
+        return {
+            "config": "deepspeed_zero3.yaml", "launch_flags": ("--num_processes", "2", "--mixed_precision", "no"),
+            **settings, "max_steps": steps, "output_dir": tmp_path / name,
+            "completion_samples_dir": tmp_path / "samples",
+        }  # fmt: skip
+
+    run, log = tmp_path / "run", tmp_path / "log"
     with log.open("w") as stream:
-        process = launcher.start(**{**settings, "max_steps": 10_000}, stdout=stream)
+        process = launcher.start(**arguments("run", 6), stdout=stream)
     try:
-        deadline = time.monotonic() + 300
-        while not any(int(path.parent.name.split("-")[1]) >= 2 for path in run.glob("checkpoint-*/trainer_state.json")):
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.05)
+        wait_until(
+            lambda: resumption.fault_in(run / "checkpoint-2") is None or process.poll() is not None, 300, "saving"
+        )
     finally:
-        kill_group(process)  # SIGKILL for launcher and trainer alike
-    first = json.loads((run / "run.json").read_text())
-    states = {int(path.parent.name.split("-")[1]): path for path in run.glob("checkpoint-*/trainer_state.json")}
-    newest = max(step for step, path in states.items() if json.loads(path.read_text() or "{}"))
+        kill_group(process)
+    assert resumption.fault_in(run / "checkpoint-2") is None, log.read_text()
     # A half-written checkpoint, as a kill in the middle of saving leaves one.
-    shutil.rmtree(run / f"checkpoint-{newest + 1}", ignore_errors=True)
-    (run / f"checkpoint-{newest + 1}").mkdir()
+    shutil.rmtree(run / "checkpoint-4", ignore_errors=True)
+    shutil.copytree(run / "checkpoint-2", run / "checkpoint-4")
+    (run / "checkpoint-4" / "model.safetensors").write_bytes(b"")
 
-    code, output = launcher.run(**{**settings, "max_steps": newest + 2})
+    code, output = launcher.run(**arguments("run", 6))
     assert code == 0, output
-    assert f"checkpoint-{newest + 1} is incomplete" in output
-    assert f"going on from {run}/checkpoint-{newest}" in output
-    second = json.loads((run / "run.json").read_text())
-    assert second["resumed_from"] is not None
-    assert second["name"] == first["name"]  # its samples go on in the same files
-    state = json.loads((run / "trainer_state.json").read_text())
-    assert state["global_step"] == newest + 2
-    steps = [entry["step"] for entry in state["log_history"] if "reward" in entry]
-    assert steps == list(range(1, newest + 3))  # none lost, none twice
+    assert "checkpoint-4 is incomplete: model.safetensors has 0 of" in output
+    assert f"going on from {run}/checkpoint-2" in output
+    assert [path.name[:13] for path in (run / "set-aside").iterdir()] == ["checkpoint-4-"]
+    code, output = launcher.run(**arguments("reference", 6))
+    assert code == 0, output
+    names = ("completion_samples.jsonl", "success_completion_samples.jsonl")
+    ours, theirs = (
+        [sorted((r / "samples" / name).read_text().splitlines()) for name in names if (r / "samples" / name).is_file()]
+        for r in (run, tmp_path / "reference")
+    )
+    assert ours == theirs
+    assert chaos.history(run) == chaos.history(tmp_path / "reference")
+    assert (run / "model.safetensors").read_bytes() == (tmp_path / "reference" / "model.safetensors").read_bytes()
 
-    code, output = launcher.run(**{**settings, "max_steps": newest + 2})
+    code, output = launcher.run(**arguments("run", 6))
     assert code != 0
     assert "is finished" in output
     assert "--output_dir" in output

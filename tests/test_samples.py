@@ -192,6 +192,24 @@ def test_the_choice_differs_between(tmp_path, change):
     assert kept("one", samples) != kept("other", [replace(sample, **change) for sample in samples])
 
 
+def test_every_evaluation_keeps_the_same_held_out_puzzles(tmp_path):
+    """And all completions of them, wherever they were sampled; the correct ones have a draw of their own."""
+    evaluations = [
+        replace(SAMPLE, split="held_out", step=step, rank=index % 2, index=(index + step) % 100, target=index)
+        for step in (0, 5, 10)
+        for index in range(100)
+    ]
+    SampleLog(tmp_path, tmp_path, share=0.3, success_share=0.3).record(evaluations)
+    kept_puzzles = []
+    for name in (JSON, SUCCESS_JSON):
+        kept = read_json(tmp_path / name)
+        puzzles = [{sample.target for sample in kept if sample.step == step} for step in (0, 5, 10)]
+        assert puzzles[0] == puzzles[1] == puzzles[2]
+        assert 15 < len(puzzles[0]) < 45
+        kept_puzzles.append(puzzles[0])
+    assert kept_puzzles[0] != kept_puzzles[1]
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Disks that fail
 # --------------------------------------------------------------------------------------------------------------------

@@ -218,8 +218,9 @@ def append_record(path: Path, record: bytes) -> None:
 class SampleLog:
     """Keeps a share of all completions, and a share of the correct ones, in text and JSONL files.
 
-    Which ones are kept is a function of step, rank and index, so it does not touch any random state and is the same
-    after a resume. A disk that is full or read-only is reported once and never disturbs training.
+    Which ones are kept is a function of step, rank, index and puzzle, so it does not touch any random state and is the
+    same after a resume; for held-out puzzles it is one of the puzzle alone, so that every evaluation keeps the answers
+    to the same puzzles. A disk that is full or read-only is reported once and never disturbs training.
 
     Args:
         text_folder: where `completion_samples.txt` and `success_completion_samples.txt` go; one folder per run.
@@ -233,6 +234,17 @@ class SampleLog:
         self.shares = dict(zip(SAMPLE_NAMES, (share, success_share), strict=True))
         self._warned = False
 
+    def sizes(self) -> dict[str, int]:
+        """Bytes in each of the four files, 0 where there is none yet; `resumption.cut_back` takes them."""
+        found = {}
+        for kind, folder, suffix in (("text", self.text_folder, "txt"), ("json", self.json_folder, "jsonl")):
+            for name in SAMPLE_NAMES:
+                try:
+                    found[f"{kind}/{name}.{suffix}"] = (folder / f"{name}.{suffix}").stat().st_size
+                except OSError:
+                    found[f"{kind}/{name}.{suffix}"] = 0
+        return found
+
     def record(self, samples: Iterable[Sample]) -> None:
         """Writes those samples whose turn it is."""
         for sample in samples:
@@ -245,7 +257,10 @@ class SampleLog:
 
     @staticmethod
     def _draw(name: str, sample: Sample) -> float:
-        key = f"{name}/{sample.split}/{sample.step}/{sample.rank}/{sample.index}/{sample.nums}={sample.target}"
+        place = f"{sample.step}/{sample.rank}/{sample.index}"
+        if sample.split == "held_out":  # the same puzzles at every evaluation, so that one can be followed
+            place = ""
+        key = f"{name}/{sample.split}/{place}/{sample.nums}={sample.target}"
         return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") / 2**64
 
     def _write(self, path: Path, text: str) -> None:

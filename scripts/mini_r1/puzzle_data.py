@@ -7,6 +7,7 @@ and the result is already parted by the canonical split.
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import logging
 import random
@@ -25,7 +26,8 @@ SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
 # How many bad rows are named one by one before only their number is given.
 MAX_BAD_ROWS_SHOWN = 5
 
-_LIST_OF_INTS = re.compile(r"\s*\[?\s*\d+(?:[\s,]+\d+)*\s*,?\s*\]?\s*")
+# Every quantifier keeps what it has: no two of them could share it in another way, so a long cell takes linear time.
+_LIST_OF_INTS = re.compile(r"\s*+\[?+\s*+\d++(?:[\s,]++\d++)*+\s*+,?+\s*+\]?+\s*+")
 
 
 class DataError(ValueError):
@@ -46,6 +48,13 @@ class PuzzleSplit:
     held_out: list[Puzzle]
     share: float
     dropped: int = 0
+
+    def fingerprint(self) -> str:
+        """A short hash of the puzzles to train on, in order: the same for the same run."""
+        digest = hashlib.blake2b(digest_size=16)
+        for nums, target in self.train:
+            digest.update(f"{list(nums)}={target};".encode())
+        return digest.hexdigest()
 
 
 def parse_row(row: Any) -> Puzzle:
@@ -96,10 +105,11 @@ def _read_file(path: Path) -> Iterator[Any]:
         import pyarrow.parquet as pq
 
         try:
-            table = pq.read_table(path)
-        except (pa.ArrowInvalid, OSError) as error:
+            rows = pq.read_table(path).to_pylist()
+        # Values that Python has no room for, such as a date in the year 100 000, are told in many ways.
+        except (pa.ArrowException, OSError, ValueError, OverflowError, LookupError) as error:
             raise DataError(f"cannot read {path} as parquet: {error}") from error
-        yield from table.to_pylist()
+        yield from rows
     elif path.suffix == ".jsonl":
         yield from _read_jsonl(path)
     elif path.suffix == ".json":
@@ -187,12 +197,28 @@ def validate_rows(rows: Iterator[Any], *, on_bad_row: str, source: str) -> tuple
     return puzzles, bad
 
 
+def local_path(name: str) -> Path:
+    """The path that a word names, with `~` written out where there is such a home."""
+    try:
+        return Path(name).expanduser()
+    except (RuntimeError, ValueError):  # no such user, or no such character in a name
+        return Path(name)
+
+
+def is_there(path: Path) -> bool:
+    """Whether a path exists; a name that no file system takes does not."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def is_local(dataset_id_or_path: str) -> bool:
     """Whether puzzles come from this machine: `generate`, or what looks like a file or a folder."""
-    path = Path(dataset_id_or_path).expanduser()
+    path = local_path(dataset_id_or_path)
     return (
         dataset_id_or_path == GENERATE
-        or path.exists()
+        or is_there(path)
         or path.suffix in SUFFIXES
         or dataset_id_or_path.startswith((".", "/", "~"))
     )
@@ -242,9 +268,9 @@ def load_puzzles(
         except ValueError as error:
             raise DataError(str(error)) from error
     else:
-        path = Path(dataset_id_or_path).expanduser()
+        path = local_path(dataset_id_or_path)
         looks_local = is_local(dataset_id_or_path)
-        if looks_local and not path.exists():
+        if looks_local and not is_there(path):
             raise DataError(f"dataset_id_or_path: {dataset_id_or_path} does not exist")
         source = _read_local(path) if looks_local else _read_hub(dataset_id_or_path, dataset_split)
         puzzles, dropped = validate_rows(source, on_bad_row=on_bad_row, source=dataset_id_or_path)

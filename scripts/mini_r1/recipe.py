@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import difflib
 import enum
+import itertools
 import math
 import os
 import re
@@ -41,6 +42,10 @@ OLD_RECIPE = (
     "; if this recipe was written for TRL 0.14 or 0.15, batch sizes counted prompts there: they count completions now, "
     "so multiply per_device_train_batch_size by num_generations to keep the run the same"
 )
+# What transformers takes for true and false on a command line.
+_TRUE, _FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
+# A recipe has about a hundred.
+MAX_YAML_VALUES = 10_000
 # Fields whose annotation says text although they take truth values as well.
 TRUTH_VALUE_TOO = ("scale_rewards", "resume_from_checkpoint", "fsdp")
 
@@ -59,6 +64,11 @@ def fail(message: str, code: int = 2) -> NoReturn:
 def is_first_process() -> bool:
     """Whether this is the process of each node that speaks, as the launcher says."""
     return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def is_main_process() -> bool:
+    """Whether this is the one process of all machines that writes what is written once."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def world_size() -> int:
@@ -90,7 +100,10 @@ def _is_number(value: Any) -> bool:
             value = float(value)
         except ValueError:
             return False
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer beyond every float
+        return False
 
 
 def _accepts(hint: Any, value: Any) -> bool:
@@ -107,7 +120,7 @@ def _accepts(hint: Any, value: Any) -> bool:
             return True
         # Text is turned into numbers for single values only, so a list must hold the real thing.
         return isinstance(value, list) and all(
-            _accepts(parameters[0], v) and _is_plain(v, parameters[0]) for v in value
+            _accepts(parameter, v) and _is_plain(v, parameter) for v in value for parameter in parameters
         )
     if origin is dict or hint is dict:
         return isinstance(value, (dict, str))  # a string is read as JSON by transformers
@@ -140,6 +153,41 @@ def _describe(hint: Any) -> str:
 # --------------------------------------------------------------------------------------------------------------------
 
 
+def _written_out(node: Any, sizes: dict[int, float]) -> float:
+    """How many values a YAML node has with every alias written out; what contains itself has infinitely many."""
+    if id(node) not in sizes:
+        sizes[id(node)] = math.inf  # until it is known
+        below = node.value if isinstance(node.value, list) else []
+        parts = (part for item in below for part in (item if isinstance(item, tuple) else (item,)))
+        sizes[id(node)] = 1 + sum(_written_out(part, sizes) for part in parts)
+    return sizes[id(node)]
+
+
+def _plain_values(text: str, loader_class: Any) -> Any:
+    """What YAML means, in time and memory that aliases of aliases cannot multiply.
+
+    Args:
+        text: one document.
+        loader_class: a subclass of `yaml.SafeLoader`, which makes plain values only.
+
+    Raises:
+        ValueError: on anything that is no such document.
+    """
+    import yaml
+
+    try:
+        loader = loader_class(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _written_out(node, {}) > MAX_YAML_VALUES:
+            raise ValueError(f"it has more than {MAX_YAML_VALUES} values with its aliases written out")
+        return loader.construct_document(node)
+    # A tag on something else, such as `!!bool 3`, leaves PyYAML as whatever the conversion raised.
+    except (yaml.YAMLError, RecursionError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        raise ValueError(str(error)) from error
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """A recipe file as a dict.
 
@@ -165,10 +213,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"cannot read the recipe {path}: {error}") from error
     try:
-        recipe = yaml.load(text, Loader=UniqueKeyLoader)  # a SafeLoader: plain values only
-    except (yaml.YAMLError, RecursionError, TypeError, ValueError) as error:
-        if isinstance(error, RecipeError):
-            raise
+        recipe = _plain_values(text, UniqueKeyLoader)
+    except RecipeError:
+        raise
+    except ValueError as error:
         raise RecipeError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(recipe, dict) or not all(isinstance(key, str) for key in recipe):
         raise RecipeError(f"{path} must hold `key: value` lines")
@@ -208,7 +256,11 @@ def _apply_environment(recipe: dict[str, Any], source: str) -> None:
     env = recipe.pop("env", None) or {}
     if not isinstance(env, dict):
         raise RecipeError(f"{source}: env must hold `NAME: value` lines")
-    os.environ.update({str(name): str(value) for name, value in env.items()})
+    for name, value in env.items():
+        try:
+            os.environ[str(name)] = str(value)
+        except (OSError, ValueError) as error:  # an empty name, a `=` in it, a character that cannot be passed on
+            raise RecipeError(f"{source}: env cannot set {name!r}: {error}") from error
 
 
 def read_values(dataclass_types: Sequence[type], argv: Sequence[str]) -> argparse.Namespace:
@@ -308,22 +360,36 @@ def require_at_least(values: argparse.Namespace, minimum: float, *keys: str, exc
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def _command_line(words: Sequence[str], hints: dict[str, Any]) -> dict[str, Any]:
-    """`--key value` and `--key=value` pairs, values read as YAML would; a list takes all words up to the next key."""
+def _command_line(words: Sequence[str], hints: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """`--key value` and `--key=value` pairs, values read as YAML would; a list takes all words up to the next key.
+
+    As in TRL's parser, words of a key are joined by `_` or by `-`; a truth value that has a default may stand without
+    a value, and one that is true by default has a `--no_key`, which takes none.
+    """
     import yaml
 
+    truths = [key for key, hint in hints.items() if hint in (bool, bool | None)]
+    denials = {f"no_{key}": key for key in truths if defaults[key] is True}
+    flags = {f"--{name.replace('_', joint)}": name for name in (*hints, *denials) for joint in "_-"}
     found: dict[str, Any] = {}
     rest = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
     while rest:
         flag = rest.pop(0)
-        key = flag.removeprefix("--").replace("-", "_")
-        if not flag.startswith("--") or key not in hints:
+        if flag not in flags:
             close = difflib.get_close_matches(flag, [f"--{name}" for name in hints], n=1)
             raise RecipeError(f"command line: unknown {flag}" + (f"; did you mean {close[0]}?" if close else ""))
+        key = flags[flag]
         values = []
         while rest and not rest[0].startswith("--"):
             values.append(rest.pop(0))
+        if key in denials:
+            if values:
+                raise RecipeError(f"command line: {flag} takes no value, got {values[0]}")
+            found[denials[key]] = False
+            continue
         hint = hints[key]
+        if not values and (key not in truths or (hint is not bool and defaults[key] is None)):
+            raise RecipeError(f"command line: {flag} needs a value")
         parts = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
         is_text = (
             str in parts
@@ -331,12 +397,12 @@ def _command_line(words: Sequence[str], hints: dict[str, Any]) -> dict[str, Any]
             and not any(part is dict or typing.get_origin(part) is dict for part in parts)
         )
         try:
-            read = [value if is_text else yaml.safe_load(value) for value in values]
-        except yaml.YAMLError as error:
+            read = [value if is_text else _plain_values(value, yaml.SafeLoader) for value in values]
+        except ValueError as error:
             raise RecipeError(f"command line: {flag} cannot be read: {error}") from error
-        if hint is bool:
-            truth = {"1": True, "t": True, "y": True, "0": False, "f": False, "n": False}
-            read = [truth.get(value.lower(), given) for value, given in zip(values, read, strict=True)]
+        if key in truths:
+            truth = {word: word in _TRUE for word in (*_TRUE, *_FALSE)}
+            read = [truth.get(value.lower(), value) for value in values]
         is_list = typing.get_origin(hints[key]) is list
         found[key] = True if not read else read if is_list or len(read) > 1 else read[0]
     return found
@@ -352,9 +418,11 @@ def is_dry_run(argv: Sequence[str]) -> bool:
     """Whether the command line asks for a plan only."""
     asked = False
     path = path_in(argv)
-    if path is not None and Path(path).is_file():
-        asked = bool(re.search(r"^dry_run:\s*(true|yes|on)\b", Path(path).read_text(errors="replace"), re.M | re.I))
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+    with contextlib.suppress(OSError):  # reading the recipe in earnest tells
+        if path is not None and Path(path).is_file():
+            text = Path(path).read_text(errors="replace")
+            asked = bool(re.search(r"^dry_run:\s*(true|yes|on)\b", text, re.M | re.I))
+    for word, following in itertools.pairwise([*argv, ""]):
         flag, _, value = word.partition("=")
         if flag in ("--dry_run", "--dry-run"):
             asked = (value or following).lower() not in ("false", "f", "no", "n", "off", "0")
@@ -379,7 +447,8 @@ def read_lightly(own_classes: Sequence[type], argv: Sequence[str]) -> tuple[type
     hints: dict[str, Any] = {}
     values: dict[str, Any] = {}
     for key, (hint, default) in read_arguments().items():
-        hints[key], values[key] = hint, default
+        # Enumerations are Any there; what stands for their members is text.
+        hints[key], values[key] = str if hint is Any and isinstance(default, str) else hint, default
     for own in own_classes:
         hints |= typing.get_type_hints(own)
         values |= {f.name: getattr(own(), f.name) for f in dataclasses.fields(own)}
@@ -394,7 +463,7 @@ def read_lightly(own_classes: Sequence[type], argv: Sequence[str]) -> tuple[type
         _apply_environment(recipe, words[at + 1])
         values |= recipe
         del words[at : at + 2]
-    overrides = _command_line(words, hints)
+    overrides = _command_line(words, hints, defaults)
     check_keys_and_types(overrides, hints, source="command line")
     values |= overrides
     for key, hint in hints.items():  # YAML 1.1 reads 5e-7 as text

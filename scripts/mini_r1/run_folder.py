@@ -1,7 +1,8 @@
 """The run folder (`output_dir`): what a run was, where it can go on, and what it came to.
 
 A run folder describes itself: `run.json` holds the resolved recipe, versions, commit, hardware and split; checkpoints,
-TensorBoard logs (`tensorboard/`), samples (`samples/`) and `held_out.json` lie beside it.
+TensorBoard logs (`tensorboard/`), samples (`samples/`) and `held_out.json` lie beside it. `resumption` says where a run
+goes on.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from mini_r1 import resumption
 from mini_r1.completions import SAMPLE_NAMES
 from mini_r1.puzzle_data import GENERATE, PuzzleSplit
 from mini_r1.recipe import RecipeError, is_first_process, world_size
@@ -60,58 +62,6 @@ def check_writable(folder: str) -> None:
             probe.write(b"\0" * 4096)
     except OSError as error:
         raise RecipeError(f"output_dir: cannot write to {folder}: {error}") from error
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Resuming
-# --------------------------------------------------------------------------------------------------------------------
-
-
-def _step_of(checkpoint: Path) -> int | None:
-    """The step of a complete checkpoint, None when weights or a readable trainer state are missing."""
-    weights = ("*.safetensors", "*.bin", "global_step*", "pytorch_model_fsdp_0", "*.distcp")
-    if not any(any(checkpoint.glob(pattern)) for pattern in weights):
-        return None
-    try:
-        return int(json.loads((checkpoint / "trainer_state.json").read_text())["global_step"])
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def find_checkpoint(training_args: Any) -> str | None:
-    """Where to resume: the explicit `resume_from_checkpoint`, else the newest complete checkpoint of the run folder.
-
-    Raises:
-        RecipeError: when the explicit one does not exist or the run is finished already.
-    """
-    explicit = training_args.resume_from_checkpoint
-    if explicit and str(explicit).lower() not in ("true", "false"):
-        if not Path(explicit, "trainer_state.json").is_file():
-            raise RecipeError(
-                f"resume_from_checkpoint: {explicit} is no checkpoint folder (no trainer_state.json in it)"
-            )
-        return str(explicit)
-    if str(explicit).lower() == "false":
-        return None
-    folder = Path(training_args.output_dir)
-    steps = {}
-    for path in folder.glob("checkpoint-*"):
-        if path.name.removeprefix("checkpoint-").isdigit():
-            steps[int(path.name.removeprefix("checkpoint-"))] = path
-    for step in sorted(steps, reverse=True):
-        done = _step_of(steps[step])
-        if done is None:
-            logger.warning("%s is incomplete and is passed over", steps[step])
-            continue
-        # The last thing that a run writes: without it, going on from the last checkpoint only does the closing.
-        if 0 < training_args.max_steps <= done and (folder / "trainer_state.json").is_file():
-            raise RecipeError(
-                f"the run in {folder} is finished (step {done} of {training_args.max_steps}): choose another "
-                f"--output_dir, remove the folder, or raise max_steps to go on"
-            )
-        logger.info("going on from %s", steps[step])
-        return str(steps[step])
-    return None
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -161,13 +111,6 @@ def _mask_tokens(argv: list[str]) -> list[str]:
     return masked
 
 
-def _read_name(description: Path) -> str | None:
-    try:
-        return str(json.loads(description.read_text())["name"])
-    except (OSError, ValueError, KeyError):
-        return None
-
-
 def _set_aside(folder: Path, name: str | None) -> None:
     """Renames what an earlier run left in this folder, so that two runs never mix in one file."""
     for part in ("samples", "tensorboard"):
@@ -177,28 +120,36 @@ def _set_aside(folder: Path, name: str | None) -> None:
             logger.warning("%s held an earlier run's %s; they are in %s now", folder, part, old)
 
 
-def open_run(training_args: Any, resume_from: str | None, argv: list[str], split: PuzzleSplit, *arguments: Any) -> Run:
+def open_run(
+    training_args: Any, resume: resumption.Resume | None, argv: list[str], split: PuzzleSplit, values: Any,
+    *arguments: Any,
+) -> Run:  # fmt: skip
     """Names the run, writes `run.json`, and prepares its sample folder; every rank gets the same name.
 
-    A resumed run keeps its name, so that its samples go on in the same files; any other run gets a new one, and what
-    an earlier run left in the folder is set aside.
+    A resumed run keeps its name, so that its samples go on in the same files, where they were at the checkpoint; any
+    other run gets a new one, and what an earlier run left in the folder is set aside.
     """
     from accelerate.utils import broadcast_object_list
 
     folder = Path(training_args.output_dir)
-    description = folder / "run.json"
+    description = folder / resumption.RUN_DESCRIPTION
     name = [f"{folder.resolve().name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"]
-    earlier = _read_name(description)
-    if resume_from is not None and earlier is not None:
-        name = [earlier]
+    earlier = resumption.read_description(folder)
+    goes_on = resume is not None and resume.same_folder and "name" in earlier
+    if goes_on:
+        name = [str(earlier["name"])]
     broadcast_object_list(name)
     samples = Path(next(a.completion_samples_dir for a in arguments if hasattr(a, "completion_samples_dir")))
     run = Run(name[0], folder, samples / name[0])
     if training_args.process_index == 0:
         record = {
             "name": run.name,
-            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "resumed_from": resume_from,
+            "started": earlier.get("started", _now()) if goes_on else _now(),
+            "resumed_from": None if resume is None else str(resume.path),
+            "resumes": [
+                *(earlier.get("resumes", []) if goes_on else []),
+                *([] if resume is None else [{"time": _now(), "step": resume.step, "notes": resume.notes}]),
+            ],
             "command": [Path(sys.argv[0]).name, *_mask_tokens(argv)],
             "seed": training_args.seed,
             "git_commit": _git_commit(),
@@ -209,20 +160,36 @@ def open_run(training_args: Any, resume_from: str | None, argv: list[str], split
                 "train_puzzles": len(split.train),
                 "held_out_puzzles": len(split.held_out),
                 "dropped_rows": split.dropped,
+                "fingerprint": split.fingerprint(),
             },
+            "identity": resumption.identity(values),
             "recipe": {
                 **training_args.to_dict(),  # tokens are masked there
                 **{key: value for argument in arguments for key, value in asdict(argument).items()},
             },
         }
         folder.mkdir(parents=True, exist_ok=True)
-        if resume_from is None:
-            _set_aside(folder, earlier)
+        if resume is not None and goes_on:
+            resumption.set_aside(resume.aside, folder)
+            resumption.cut_back(resume.manifest.get("samples") or {}, sample_folders(run))
+        else:
+            _set_aside(folder, earlier.get("name"))
+            resumption.set_aside(resumption.checkpoints_in(folder).values(), folder)
+        (folder / resumption.TRAINER_STATE).unlink(missing_ok=True)  # it says that the run is finished
         draft = description.with_suffix(".json.new")
         draft.write_text(json.dumps(record, indent=2, default=str) + "\n")
         draft.replace(description)
         _link_samples(run)
     return run
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def sample_folders(run: Run) -> dict[str, Path]:
+    """Where a run's samples lie, as text and as JSONL."""
+    return {"text": run.samples_folder, "json": run.folder / "samples"}
 
 
 def _link_samples(run: Run) -> None:
@@ -238,25 +205,6 @@ def _link_samples(run: Run) -> None:
             link.symlink_to(Path(run.samples_folder.name, name))
     except OSError as error:
         logger.warning("cannot prepare %s (%s); training goes on without readable samples", run.samples_folder, error)
-
-
-def save_interrupted(trainer: Any) -> str:
-    """Saves a checkpoint of the last finished step when a run cannot go on; all ranks must call it.
-
-    Returns:
-        What was done, as a clause for the closing message.
-    """
-    from accelerate.utils import broadcast_object_list
-
-    step = trainer.state.global_step
-    folder = Path(trainer.args.output_dir, f"checkpoint-{step}")
-    needed = [step > 0 and (not folder.is_dir() or _step_of(folder) is None)]
-    broadcast_object_list(needed)  # one answer for all: saving is a collective operation
-    if needed[0]:
-        trainer._save_checkpoint(trainer.model, trial=None)
-    if step == 0:
-        return "nothing was trained yet"
-    return f"step {step} is saved in {folder}, and the same command goes on from there"
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
-"""TRL's GRPOTrainer with what this project adds to it: trimmed micro-batches, an observer, one line a step, and a
-comparison of vLLM's log-probabilities with the trainer's.
+"""TRL's GRPOTrainer with what this project adds to it: trimmed micro-batches, an observer, one line a step, a
+comparison of vLLM's log-probabilities with the trainer's, and checkpoints from which a run goes on exactly.
 
 Importing this module loads torch and TRL (about ten seconds); scripts import it inside `main()`.
 
@@ -10,14 +10,24 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+import random
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
+from safetensors import SafetensorError
 from transformers import ProgressCallback, TrainerCallback
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer_utils import rotate_checkpoints
 from trl import GRPOTrainer
+from trl.trainer.utils import RepeatSampler
+
+from mini_r1 import resumption
+from mini_r1.resumption import Resume
 
 logger = logging.getLogger(__name__)
 
@@ -147,29 +157,277 @@ class VLLMAgreement(TrainerCallback):
         self._compare(state.global_step)
 
 
+class StepBoundary(TrainerCallback):
+    """Remembers how things stood when a step began, so that a step that fails can be undone before a checkpoint.
+
+    Logs are written with every checkpoint besides, so that no entry's average straddles one.
+    """
+
+    def __init__(self, trainer: CountdownGRPOTrainer):
+        self.trainer = trainer
+        self.random_state: dict[str, Any] = {}
+        self.state: dict[str, Any] = {}
+
+    def _remember(self) -> None:
+        self.random_state = _random_state()
+        self.state = self.trainer.state_to_keep()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._remember()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._remember()  # an evaluation may follow
+        if control.should_save:
+            control.should_log = True
+
+
+def _random_state() -> dict[str, Any]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def _restore_random_state(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["cpu"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+class PurgingTensorBoard(TensorBoardCallback):
+    """TensorBoard's files, where a resumed run takes the place of the steps after its checkpoint.
+
+    A disk that does not take them is reported once, and training goes on without them.
+    """
+
+    _SummaryWriter: Any
+    logging_dir: Any
+
+    def __init__(self, first_step: int | None):
+        super().__init__()
+        self._first_step = first_step
+
+    def _init_summary_writer(self, args: Any) -> None:
+        self.tb_writer = self._SummaryWriter(log_dir=self.logging_dir, purge_step=self._first_step)
+
+    def _try(self, event: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        if self._SummaryWriter is None:
+            return
+        try:
+            event(*args, **kwargs)
+        except OSError as error:
+            logger.warning("cannot write TensorBoard's files to %s (%s); training goes on without them; the same "
+                           "numbers are in the checkpoints' trainer_state.json", self.logging_dir, error)  # fmt: skip
+            self.tb_writer, self._SummaryWriter = None, None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._try(super().on_train_begin, args, state, control, **kwargs)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        self._try(super().on_log, args, state, control, logs, **kwargs)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._try(super().on_train_end, args, state, control, **kwargs)
+
+
+class EpochSampler(RepeatSampler):
+    """TRL's sampler, whose order in epoch n is the same whether the epochs before it were run or skipped.
+
+    Args:
+        epoch: tells how many epochs have passed when a pass begins.
+        others: as for `RepeatSampler`.
+    """
+
+    def __init__(self, epoch: Callable[[], int], *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        if self.shuffle:
+            self.generator.manual_seed(self.seed)
+            for _ in range(self._epoch()):
+                torch.randperm(self.num_samples, generator=self.generator)
+        return super().__iter__()
+
+
 Observer = Callable[..., None]
 
 
 class CountdownGRPOTrainer(GRPOTrainer):
-    """GRPOTrainer that trims micro-batches, shows every scored completion to an observer, and logs a line a step.
+    """GRPOTrainer that trims micro-batches, shows every scored completion to an observer, logs a line a step, and
+    writes checkpoints that a run can go on from exactly.
 
     Args:
         trim: whether to trim micro-batches; without effect when `pad_to_multiple_of` asks for padding.
+        resume: the checkpoint that `train` will be given, None for a run from the start.
 
     Attributes:
         observer: called once per generation batch with the keyword arguments `rows` (the data set rows, one per
             completion), `prompts`, `completions`, `completion_ids`, `tokenizer`, `step` (optimizer steps done),
             `split` (`train` or `held_out`), `rank`, and `log_metric(name, value)`, which logs a scalar averaged over
             all ranks. It must not raise.
+        sample_sizes: tells the sizes of the sample files, which go into checkpoints.
+        after_save: called on the main process with every complete checkpoint's folder. It must not raise or wait.
     """
 
-    def __init__(self, *args: Any, trim: bool = True, **kwargs: Any):
+    def __init__(self, *args: Any, trim: bool = True, resume: Resume | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.observer: Observer | None = None
+        self.sample_sizes: Callable[[], dict[str, int]] = dict
+        self.after_save: Callable[[Path], None] | None = None
+        self._resume = resume
         if not self.args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(OneLineProgress)
+        if self.pop_callback(TensorBoardCallback) is not None:
+            self.add_callback(PurgingTensorBoard(None if resume is None else resume.step + 1))
+        self._boundary = StepBoundary(self)
+        self.add_callback(self._boundary)
         self._trim = trim and self.pad_to_multiple_of is None
+
+    # ---- checkpoints -----------------------------------------------------------------------------------------------
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        plain = super()._get_train_sampler(dataset)
+        # state.epoch is a whole number between two epochs and goes up by less than one within them.
+        return EpochSampler(
+            lambda: int((self.state.epoch or 0.0) + 1e-9), plain.data_source, plain.mini_repeat_count,
+            plain.batch_size, plain.repeat_count, plain.shuffle, plain.seed,
+        )  # fmt: skip
+
+    def state_to_keep(self) -> dict[str, Any]:
+        """What neither transformers nor TRL saves: goes into the manifest, the buffer into files of its own."""
+        return {
+            "step": self.state.global_step,
+            "processes": self.accelerator.num_processes,
+            "micro_steps": self._step,
+            "loss_sum": self._total_loss_scalar if hasattr(self, "_total_loss_scalar") else 0.0,
+            "samples": self.sample_sizes(),
+        }
+
+    def _is_mid_generation(self) -> bool:
+        """Whether completions that were sampled before are still to be trained on."""
+        return self._step % (self.args.steps_per_generation * self.num_iterations) != 0
+
+    def _buffer_path(self, folder: str | Path) -> Path:
+        return Path(folder, f"generation_buffer_{self.accelerator.process_index}.pt")
+
+    def _save_checkpoint(self, model: Any, trial: Any, state: dict[str, Any] | None = None) -> None:
+        """Writes a checkpoint, or says why it cannot, removes what was begun, and lets the training go on."""
+        folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
+        state = state or self.state_to_keep()
+        problem = [self._room_for(folder) if self.accelerator.is_main_process else None]
+        broadcast_object_list(problem)  # all ranks save, or none does: saving is a collective operation
+        failure: str | None = problem[0]
+        if failure is None:
+            # An old checkpoint goes when the new one is whole, which transformers does not wait for.
+            limit, self.args.save_total_limit = self.args.save_total_limit, None
+            try:
+                super()._save_checkpoint(model, trial)
+                if self._is_mid_generation():
+                    torch.save(self._buffered_inputs, self._buffer_path(folder))
+            except (OSError, SafetensorError, RuntimeError) as error:
+                if not _is_about_the_disk(error) or self.is_deepspeed_enabled or self.is_fsdp_enabled:
+                    raise  # with sharded weights the other ranks wait within the saving
+                failure = str(error)
+            finally:
+                self.args.save_total_limit = limit
+            failures = gather_object([failure])  # every rank has written its part
+            failure = next((text for text in failures if text), None)
+        if not self.accelerator.is_main_process:
+            return
+        if failure is None:
+            try:
+                resumption.write_manifest(folder, state)
+            except OSError as error:
+                failure = str(error)
+        if failure is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            kept = max((n for n, path in resumption.checkpoints_in(folder.parent).items()
+                        if not resumption.fault_in(path)), default=None)  # fmt: skip
+            logger.error(
+                "step %d: no checkpoint could be written (%s); training goes on, and %s; make room or change the "
+                "permissions at %s, the next save tries again",
+                self.state.global_step, " ".join(failure.split()),
+                f"checkpoint-{kept} stays the one to go on from" if kept else "there is none to go on from yet",
+                folder.parent,
+            )  # fmt: skip
+            return
+        rotate_checkpoints(self.args.output_dir, self.args.save_total_limit, self.state.best_model_checkpoint, True)
+        if self.after_save is not None:
+            self.after_save(folder)
+
+    def _room_for(self, folder: Path) -> str | None:
+        """Why a checkpoint would not fit, going by the size of the last one; None when nothing speaks against it."""
+        previous = [path for path in resumption.checkpoints_in(folder.parent).values() if path != folder]
+        if not previous:
+            return None
+        try:
+            size = sum(file.stat().st_size for file in previous[-1].rglob("*") if file.is_file())
+            free = shutil.disk_usage(folder.parent).free
+        except OSError as error:
+            return str(error)
+        return f"it takes some {size / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free" if size > free else None
+
+    def save_interrupted(self) -> str:
+        """Saves a checkpoint of the last finished step when a run cannot go on; all ranks must call it.
+
+        What the unfinished step drew from the random states and logged as samples does not count, so that the run goes
+        on as if that step had never begun.
+
+        Returns:
+            What was done, as a clause for the closing message.
+        """
+        step = self.state.global_step
+        if step == 0:
+            return "nothing was trained yet"
+        folder = Path(self.args.output_dir, f"checkpoint-{step}")
+        there = [resumption.fault_in(folder) is None]
+        broadcast_object_list(there)
+        if not there[0]:
+            state = {**self._boundary.state, "step": step}
+            self._step = state["micro_steps"]
+            self.control.should_save = False
+            now = _random_state()
+            _restore_random_state(self._boundary.random_state)
+            self._save_checkpoint(self.model, None, state)
+            _restore_random_state(now)
+            there = [resumption.fault_in(folder) is None]
+            broadcast_object_list(there)
+        if not there[0]:
+            return f"step {step} could not be saved; the same command goes on from the newest checkpoint"
+        return f"step {step} is saved in {folder}, and the same command goes on from there"
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self._resume is not None:
+            self._restore(self._resume)
+            self._resume = None
+        if self.state.global_step >= self.state.max_steps:  # killed between the last step and the end
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def _restore(self, resume: Resume) -> None:
+        """Takes up what `state_to_keep` kept, and the recipe's learning rate where it was changed."""
+        self._total_loss_scalar = float(resume.manifest.get("loss_sum", 0.0))
+        self._step = int(resume.manifest.get("micro_steps", 0))
+        if self._is_mid_generation():
+            path = self._buffer_path(resume.path)
+            if path.is_file():
+                buffer = torch.load(path, map_location=self.accelerator.device, weights_only=True)
+                self._buffered_inputs = buffer
+            else:
+                logger.warning("%s is missing: completions of unfinished generations are sampled again", path)
+        base_rates = getattr(self.lr_scheduler, "base_lrs", None)
+        if base_rates and not self.is_deepspeed_enabled and base_rates[0] != self.args.learning_rate:
+            factor = self.args.learning_rate / base_rates[0]
+            self.lr_scheduler.base_lrs = [rate * factor for rate in base_rates]
+            for group in self.optimizer.param_groups:
+                group["lr"] *= factor
+                group["initial_lr"] = group.get("initial_lr", group["lr"]) * factor
+            self.lr_scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]  # what is logged
+
+    # ---- generation and loss ---------------------------------------------------------------------------------------
 
     def logprobs_of(self, token_ids: list[int]) -> tuple[list[float], list[float]]:
         """Log-probabilities (temperature 1) of a text by vLLM, with the newest weights, and by the model itself.
@@ -234,3 +492,13 @@ class CountdownGRPOTrainer(GRPOTrainer):
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         return super()._compute_loss(model, trim_padding(inputs) if self._trim else inputs)
+
+
+def _is_about_the_disk(error: BaseException) -> bool:
+    """Whether an error of a save comes from the file system; torch and safetensors have errors of their own for it."""
+    if isinstance(error, OSError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, SafetensorError) or any(
+        sign in text for sign in ("pytorchstreamwriter", "inline_container", "no space left", "iostream error")
+    )

@@ -1,0 +1,243 @@
+"""Real runs that start in a second, so that many can be killed: forks of a process that has loaded torch and TRL.
+
+Each run is a process of its own that executes `run_r1_grpo.main`, what `python scripts/run_r1_grpo.py` does after its
+imports. Faults are put into the running process by the name of the place where they strike.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [path for path in (str(ROOT / "scripts"), str(ROOT / "tests")) if path not in sys.path]
+
+if multiprocessing.current_process().name != "MainProcess" or os.environ.get("MINI_R1_FORKSERVER") == "preload":
+    import mini_r1.trainer  # noqa: F401  # what takes long to load, once for all runs
+    import run_r1_grpo  # noqa: F401
+
+
+def die() -> None:
+    """Ends this process as a power cut would."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _at_call(number: int, strike: Callable[[], None], function: Callable[..., Any], *, after: bool = False) -> Any:
+    """The function, with a fault that strikes at its n-th call, before or after it does its work."""
+    calls = 0
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == number and not after:
+            strike()
+        result = function(*args, **kwargs)
+        if calls == number and after:
+            strike()
+        return result
+
+    return wrapped
+
+
+def kill_in_step(number: int) -> None:
+    """In the optimizer step: gradients are there, the weights are about to change."""
+    import torch
+
+    torch.optim.AdamW.step = _at_call(number, die, torch.optim.AdamW.step)  # type: ignore[method-assign]
+
+
+def kill_in_generation(number: int) -> None:
+    """Completions are sampled, and nobody has seen them yet."""
+    from mini_r1.trainer import CountdownGRPOTrainer
+
+    generate = CountdownGRPOTrainer._generate_single_turn
+    CountdownGRPOTrainer._generate_single_turn = _at_call(number, die, generate, after=True)
+
+
+def kill_in_checkpoint(name: str, number: int) -> None:
+    """While a file of a checkpoint is written: half of it is on the disk."""
+    import torch
+
+    save, seen = torch.save, 0
+
+    def half(thing: Any, path: Any, *args: Any, **kwargs: Any) -> None:
+        nonlocal seen
+        save(thing, path, *args, **kwargs)
+        if Path(path).name == name:
+            seen += 1
+            if seen == number:
+                os.truncate(path, Path(path).stat().st_size // 2)
+                die()
+
+    torch.save = half
+
+
+def kill_before_manifest(number: int) -> None:
+    """Everything of a checkpoint is written but the word that it is complete."""
+    from mini_r1 import resumption
+
+    resumption.write_manifest = _at_call(number, die, resumption.write_manifest)
+
+
+def kill_in_rotation(number: int) -> None:
+    """While an old checkpoint is removed: some of its files are gone."""
+    import shutil
+
+    rmtree = shutil.rmtree
+
+    def half(path: Any, *args: Any, **kwargs: Any) -> None:
+        nonlocal number
+        if Path(path).name.startswith("checkpoint-"):
+            number -= 1
+            if number == 0:
+                for file in sorted(Path(path).iterdir())[::2]:
+                    file.unlink()
+                die()
+        rmtree(path, *args, **kwargs)
+
+    shutil.rmtree = half  # type: ignore[assignment]
+
+
+def kill_in_sample(number: int) -> None:
+    """While a sample is appended to a file: half of its bytes are there."""
+    from mini_r1 import completions
+
+    append = completions.append_record
+    calls = 0
+
+    def half(path: Path, record: bytes) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            append(path, record[: len(record) // 2])
+            die()
+        append(path, record)
+
+    completions.append_record = half
+
+
+def kill_while_closing(number: int) -> None:
+    """After the last step, before the final model is written."""
+    from mini_r1 import run_folder
+
+    run_folder.save_final_model = _at_call(number, die, run_folder.save_final_model)
+
+
+def nan_in_step(number: int) -> None:
+    """The loss of one micro-batch is not a number."""
+    from mini_r1.trainer import CountdownGRPOTrainer
+
+    compute, calls = CountdownGRPOTrainer._compute_loss, 0
+
+    def poisoned(self: Any, model: Any, inputs: Any) -> Any:
+        nonlocal calls
+        loss = compute(self, model, inputs)
+        if model.training:
+            calls += 1
+        return loss * float("nan") if calls == number else loss
+
+    CountdownGRPOTrainer._compute_loss = poisoned
+
+
+def watch(path: str) -> None:
+    """No fault: writes what the run is doing, and at which step, into a file that outlives it."""
+    from mini_r1 import resumption, run_folder
+    from mini_r1.trainer import CountdownGRPOTrainer
+
+    descriptor = os.open(path, os.O_WRONLY)
+    step = 0
+
+    def tell(stage: str) -> None:
+        os.pwrite(descriptor, f"{stage} {step}".ljust(40).encode(), 0)
+
+    def during(owner: Any, name: str, stage: str, afterwards: str) -> None:
+        function = getattr(owner, name)
+
+        def told(*args: Any, **kwargs: Any) -> Any:
+            nonlocal step
+            if isinstance(args[0] if args else None, CountdownGRPOTrainer):
+                step = args[0].state.global_step
+            tell(stage)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                tell(afterwards)
+
+        setattr(owner, name, told)
+
+    during(CountdownGRPOTrainer, "_generate_single_turn", "sampling", "scoring")
+    during(CountdownGRPOTrainer, "training_step", "training", "stepping")
+    during(CountdownGRPOTrainer, "_save_checkpoint", "saving", "between-steps")
+    during(CountdownGRPOTrainer, "evaluate", "evaluating", "between-steps")
+    during(resumption, "write_manifest", "declaring", "rotating")
+    during(run_folder, "save_final_model", "closing", "closing")
+    during(run_folder, "close_run", "closing", "closing")
+
+
+def _run(argv: list[str], log: str, fault: tuple[Any, ...] | None, environment: dict[str, str]) -> None:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.chdir(ROOT)
+    os.environ.update(environment)
+    import run_r1_grpo
+
+    sys.argv = ["run_r1_grpo.py", *argv]
+    code: int | str | None = 0
+    try:
+        if fault is not None:
+            globals()[fault[0]](*fault[1:])
+        run_r1_grpo.main(argv)
+    except SystemExit as end:
+        code = end.code
+    except BaseException:  # noqa: BLE001  # whatever it is, the test is to see it
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 1)
+
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["forked_run"])
+
+
+def start(argv: list[str], log: Path, fault: tuple[Any, ...] | None = None, **environment: str) -> ForkServerProcess:
+    """Starts a run.
+
+    Args:
+        argv: its command line.
+        log: where standard output and error go.
+        fault: the name of a function above and its arguments.
+        environment: further variables; the launcher's are those of a single process.
+    """
+    # The fork server takes its environment from us when it starts, and runs keep it.
+    quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1",
+             "TOKENIZERS_PARALLELISM": "false"}  # fmt: skip
+    before = dict(os.environ)
+    paths = f"{ROOT / 'scripts'}{os.pathsep}{ROOT / 'tests'}"
+    os.environ.update(quiet | {"MINI_R1_FORKSERVER": "preload", "PYTHONPATH": paths})
+    try:
+        process = _CONTEXT.Process(target=_run, args=(argv, str(log), fault, {**quiet, **environment}))
+        process.start()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    return process
+
+
+def finish(process: ForkServerProcess, seconds: float = 300) -> int:
+    """The exit code, negative for a signal; whatever still runs after so many seconds is killed and an error."""
+    process.join(seconds)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        raise TimeoutError(f"the run did not end within {seconds} s")
+    return process.exitcode
