@@ -7,12 +7,14 @@
 pass@1 and unbiased pass@k with 95 % intervals, by number count and by whether a solution needs * or /; verdicts,
 lengths, cut-off share and speed; and the change from the first checkpoint to each other one, puzzle by puzzle. The
 table goes to standard output, everything as JSON and every completion as JSONL into the run folder (`evaluation/`).
+Completions are drawn as the run drew its own (temperature, top-p, ...) where no flag says otherwise.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections import Counter
@@ -32,6 +34,8 @@ from mini_r1.statistics import difference_interval, pass_at_k, rate_interval
 from run_r1_grpo import build_prompt
 
 ALL = "all puzzles"
+# How completions are drawn where neither a flag nor the run says so.
+SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0}
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -221,6 +225,11 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=1, help="completions per puzzle (default: 1)")
     parser.add_argument("--k", type=int, nargs="+", help="pass@k for these (default: 1 and --samples)")
     parser.add_argument("--temperature", type=float, help="0 is greedy (default: the run's, else 1.0)")
+    parser.add_argument("--top_p", type=float, help="share of probability to draw from (default: the run's, else 1)")
+    parser.add_argument("--top_k", type=int, help="tokens to draw from, 0 for all (default: the run's, else 0)")
+    parser.add_argument("--min_p", type=float, help="least share of the most probable token's probability (default: "
+                        "the run's, else none)")  # fmt: skip
+    parser.add_argument("--repetition_penalty", type=float, help="of tokens that occurred (default: the run's, else 1)")
     parser.add_argument("--max_completion_length", type=int, help="tokens (default: the run's, else 1024)")
     parser.add_argument("--seed", type=int, default=0, help="of the sampler (default: 0)")
     parser.add_argument("--backend", choices=["auto", "vllm", "transformers"], default="auto",
@@ -233,12 +242,37 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     for key, least in (("num_puzzles", 0), ("samples", 1), ("batch_size", 1), ("max_completion_length", 1)):
         value = getattr(args, key)
         recipe.require(value is None or value >= least, f"--{key}", f"{least} or more", value)
-    recipe.require(args.temperature is None or args.temperature >= 0, "--temperature", "0 or more", args.temperature)
-    recipe.require(args.temperature != 0 or args.samples == 1, "--samples", "1 with --temperature 0, for all would be "
-                   "the same", args.samples)  # fmt: skip
+    check_sampling(args)
     recipe.require(args.k[0] >= 1 and args.k[-1] <= args.samples, "--k", f"between 1 and --samples ({args.samples})",
                    args.k)  # fmt: skip
     return args
+
+
+def check_sampling(args: argparse.Namespace) -> None:
+    """Refuses settings that cannot be drawn with; None is not settled yet. Raises RecipeError."""
+    for key, sound, expected in (
+        ("temperature", lambda value: value >= 0, "0 or more"),
+        ("top_p", lambda value: 0 < value <= 1, "above 0 and at most 1"),
+        ("top_k", lambda value: value >= 0, "0 or more"),
+        ("min_p", lambda value: 0 <= value <= 1, "between 0 and 1"),
+        ("repetition_penalty", lambda value: value > 0, "positive"),
+    ):
+        value = getattr(args, key)
+        recipe.require(value is None or (math.isfinite(value) and sound(value)), f"--{key}", expected, value)
+    recipe.require(args.temperature != 0 or args.samples == 1, "--samples", "1 with --temperature 0, for all would be "
+                   "the same", args.samples)  # fmt: skip
+
+
+def settle_sampling(args: argparse.Namespace, known: Checkpoint) -> None:
+    """Fills in what the command line leaves open: the run's sampling, so that what was trained is what is measured."""
+    overrides = known.recipe("generation_kwargs", None)
+    trained = overrides if isinstance(overrides, dict) else {}  # they win in TRL, too
+    for key, default in SAMPLING.items():
+        if getattr(args, key) is None:
+            value = trained.get(key, known.recipe(key, default))
+            setattr(args, key, default if value is None else value)
+    args.top_k = max(0, args.top_k)  # older runs wrote -1 for all
+    check_sampling(args)
 
 
 def evaluate(
@@ -253,7 +287,8 @@ def evaluate(
     prompts = [build_prompt(tokenizer, *puzzle) for puzzle in puzzles]
     room = room_for_completion(checkpoint, tokenizer, prompts)
     limit = args.max_completion_length if room is None else min(args.max_completion_length, room)
-    sampling = Sampling(args.samples, args.temperature, limit, args.seed, args.batch_size)
+    sampling = Sampling(args.samples, max_tokens=limit, seed=args.seed, batch_size=args.batch_size,
+                        **{key: getattr(args, key) for key in SAMPLING})  # fmt: skip
     begin = time.monotonic()
     with tqdm(total=len(puzzles), desc=checkpoint.name, unit="puzzle", disable=None) as bar:
         drawn = sample(backend, checkpoint, tokenizer, prompts, sampling, bar.update)
@@ -286,16 +321,18 @@ def main(argv: list[str]) -> None:
             checkpoints = [replace(c, name=c.path + (f"@{c.revision}" if c.revision else "")) for c in checkpoints]
         checkpoints = list({checkpoint.name: checkpoint for checkpoint in checkpoints}.values())
         known = next((checkpoint for checkpoint in checkpoints if checkpoint.run), checkpoints[0])
-        if args.temperature is None:
-            args.temperature = known.recipe("temperature", 1.0)
+        settle_sampling(args, known)
         # One limit for all, so that none is cut off where another may go on.
         args.max_completion_length = args.max_completion_length or known.recipe("max_completion_length", 1024)
         puzzles, which = choose_puzzles(args, known)
         if not args.allow_trained_puzzles:
             refuse_trained_puzzles(checkpoints, puzzles)
         backend = choose_backend(args.backend)
+        # Besides the temperature, only what is not the default is worth a word.
+        drawn = "".join(f", {key} {getattr(args, key):g}" for key, default in SAMPLING.items()
+                        if key != "temperature" and getattr(args, key) != default)  # fmt: skip
         print(f"{len(puzzles)} {which}, {args.samples} completion{'s' * (args.samples > 1)} each at temperature "
-              f"{args.temperature:g}, by {backend}", file=sys.stderr, flush=True)  # fmt: skip
+              f"{args.temperature:g}{drawn}, by {backend}", file=sys.stderr, flush=True)  # fmt: skip
         groups: dict[str, list[int]] = {ALL: list(range(len(puzzles)))}
         for i, puzzle in enumerate(puzzles):
             groups.setdefault(stratum(*puzzle), []).append(i)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from pathlib import Path
 
 from mini_r1.recipe import RecipeError, fail
@@ -23,7 +24,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="where the files go (default: the first RUN)")
     args = parser.parse_args(argv)
 
-    from mini_r1.report_page import build_page, draw_curves, make_charts
+    from mini_r1.report_page import build_page, describe_state, draw_curves, make_charts
     from mini_r1.run_record import read_run
 
     # ---- read ------------------------------------------------------------------------------------------------------
@@ -45,8 +46,8 @@ def main(argv: list[str]) -> None:
 
     # ---- say what was found ----------------------------------------------------------------------------------------
     for run in runs:
-        state = "finished" if run.finished else "not finished"
-        print(f"{run.name}: step {run.step}, {state}, {len(run.held_out)} evaluations, {len(run.samples)} samples")
+        state = describe_state(run, time.time())
+        print(f"{run.name}: {state}, {len(run.held_out)} evaluations, {len(run.samples)} samples")
         if run.skipped:
             print(f"  {run.skipped} lines of the sample files hold no whole sample and were skipped")
     print(f"curves: {picture if charts else 'none yet: nothing was logged'}\npage:   {page}")

@@ -27,10 +27,11 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mini_r1 import placement, plan, process_guard, recipe, resumption, run_folder, vllm_server
+from mini_r1 import hub, placement, plan, process_guard, recipe, resumption, run_folder, vllm_server
 from mini_r1.completions import (
     Sample,
     SampleLog,
@@ -104,14 +105,18 @@ class ScriptArguments:
     dry_run: bool = field(
         default=False, metadata={"help": "Only say what the run would do and need, and whether it could start."}
     )
-    hub_checks: bool = field(default=True, metadata={"help": "Ask the Hub about model, token and target beforehand."})
     trim_micro_batches: bool = field(
         default=True, metadata={"help": "Cut each micro-batch to its own longest row instead of the whole batch's."}
     )
 
 
+# What a recipe may say beyond TRL's ModelConfig and GRPOConfig.
+OWN_ARGUMENTS = (ScriptArguments, VLLMArguments, hub.HubArguments)
+
+
 def check_values(values: Any) -> None:
     """Refuses values that cannot work. `values` holds every recipe key. Raises RecipeError, which names the key."""
+    hub.check_values(values)
     recipe.require_at_least(
         values, 0, "learning_rate", "temperature", "max_completion_length", "max_prompt_tokens", exclusive=True
     )
@@ -363,7 +368,7 @@ def whole_batches(eval_dataset: Any, training_args: Any) -> Any:
 
 def show_plan(argv: list[str]) -> None:
     """`--dry_run`: the plan of this run, without loading torch or TRL. Raises RecipeError or DataError."""
-    values, changed = recipe.read_lightly((ScriptArguments, VLLMArguments), argv)
+    values, changed = recipe.read_lightly(OWN_ARGUMENTS, argv)
     check_values(values)
     if values.generation_batch_size and values.steps_per_generation:
         raise recipe.RecipeError(
@@ -374,11 +379,13 @@ def show_plan(argv: list[str]) -> None:
     gpus = plan.find_gpus()
     machine = placement.this_machine(len(gpus))
     where = placement.plan(values, machine, placement.installed_vllm())
+    hub_line, _ = hub.describe(values, resume, values.hub_checks)
     lines = plan.describe(values, machine, where, gpus, recipe_path=recipe.path_in(argv), changed=changed,
-                          ask_hub=values.hub_checks)  # fmt: skip
+                          hub_line=hub_line, ask_hub=values.hub_checks)  # fmt: skip
     if is_local(values.dataset_id_or_path):
         split = load_split(values)
         resumption.check_puzzles(resume, split.fingerprint())
+        plan.check_evaluation(values, machine.processes, len(split.held_out))
         needed = plan.batch_of(values, machine.processes).per_generation // values.num_generations
         if len(split.train) < needed:
             raise recipe.RecipeError(
@@ -394,19 +401,23 @@ def show_plan(argv: list[str]) -> None:
 
 
 def main(argv: list[str]) -> None:
+    from accelerate import PartialState
     from transformers import AutoTokenizer, set_seed
     from trl import GRPOConfig, ModelConfig, get_peft_config, get_quantization_config
 
     # ---- recipe ----------------------------------------------------------------------------------------------------
     try:
-        model_args, script_args, vllm_args, training_args = recipe.parse(
-            (ModelConfig, ScriptArguments, VLLMArguments, GRPOConfig), argv, check_values
+        model_args, script_args, vllm_args, hub_args, training_args = recipe.parse(
+            (ModelConfig, *OWN_ARGUMENTS, GRPOConfig), argv, check_values
         )
         run_folder.set_up_logging(training_args)
         run_folder.check_writable(training_args.output_dir)
-        values = recipe.merged(model_args, script_args, vllm_args, training_args)
+        values = recipe.merged(model_args, script_args, vllm_args, hub_args, training_args)
         if recipe.is_main_process():
             resumption.hold(Path(training_args.output_dir))
+        with PartialState().local_main_process_first():
+            if hub.wants_hub(values) and recipe.is_first_process():
+                hub.fetch_checkpoint(values)
         resume = resumption.find(values)
         if resume is not None:
             logger.info("going on from %s", resume.path)
@@ -417,12 +428,21 @@ def main(argv: list[str]) -> None:
         gpus = plan.gpus_of_torch()
         machine = placement.this_machine(len(gpus))
         where = placement.plan(values, machine, placement.installed_vllm())
-        for line in plan.describe(values, machine, where, gpus, recipe_path=recipe.path_in(argv),
-                                  ask_hub=script_args.hub_checks):  # fmt: skip
+        hub_line, target = hub.describe(values, resume, hub_args.hub_checks and machine.is_rank_zero)
+        for line in plan.describe(values, machine, where, gpus, recipe_path=recipe.path_in(argv), hub_line=hub_line,
+                                  ask_hub=hub_args.hub_checks):  # fmt: skip
             logger.info(line)
+        if target is not None:
+            hub.make_repository(values, target)
+        # Uploads are our own: transformers would make the repository now and hold up the training with each of them.
+        pushes, training_args.push_to_hub, training_args.hub_token = training_args.push_to_hub, False, None
         server = None
         if where.generation == "own_server" and machine.is_rank_zero:
             server = vllm_server.launch(values, where)  # vLLM loads in a process of its own from here on
+    except resumption.FinishedError as error:
+        if training_args.push_to_hub and recipe.is_main_process():
+            hub.upload_rest(values)
+        recipe.fail(str(error))
     except recipe.RecipeError as error:
         recipe.fail(str(error))
     warn_about(model_args, training_args)
@@ -438,6 +458,7 @@ def main(argv: list[str]) -> None:
     training_args.eval_on_start &= evaluates and resume is None
 
     # ---- tokenizer and model ---------------------------------------------------------------------------------------
+    from mini_r1 import model_card
     from mini_r1.trainer import CountdownGRPOTrainer, VLLMAgreement
 
     tokenizer_name = script_args.tokenizer_name_or_path or model_args.model_name_or_path
@@ -496,11 +517,18 @@ def main(argv: list[str]) -> None:
         recipe.fail(str(error))
     except (ImportError, OSError, ValueError) as error:  # a package, weights or a value that is not there
         recipe.fail(f"cannot set up the trainer as the recipe asks: {error}")
-    run = run_folder.open_run(training_args, resume, argv, split, values, script_args, vllm_args, model_args)
+    run = run_folder.open_run(training_args, resume, argv, split, values, script_args, vllm_args, hub_args, model_args)
     folders = run_folder.sample_folders(run)
     sample_log = SampleLog(folders["text"], folders["json"], share=script_args.sample_share,
                            success_share=script_args.success_sample_share)  # fmt: skip
     trainer.observer, trainer.sample_sizes = make_observer(sample_log), sample_log.sizes
+    _, given = recipe.read_lightly(OWN_ARGUMENTS, argv)
+    trainer.write_card = partial(model_card.write, run.folder, given, train_dataset[0]["prompt"])
+    uploader = None
+    if pushes and machine.is_rank_zero:
+        uploader = hub.Uploader(values, run.folder, target.repo_id if target else None)
+        trainer.after_save = uploader.add
+        uploader.start()
 
     if training_args.use_vllm:
         text = tokenizer(train_dataset[0]["prompt"])["input_ids"]
@@ -509,20 +537,20 @@ def main(argv: list[str]) -> None:
     # ---- train and save --------------------------------------------------------------------------------------------
     try:
         result = trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
-        run_folder.save_final_model(run, trainer, model_args.model_name_or_path, script_args.dataset_id_or_path)
+        run_folder.save_final_model(run, trainer)
         trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", {**result.metrics, "train_samples": len(train_dataset)})
         run_folder.close_run(run, trainer)
     except VLLMServerError as error:  # raised on every rank at once
         recipe.fail(f"{error}; {trainer.save_interrupted()}", code=3)
     trainer.save_state()  # last, for it marks the run as finished
-    if training_args.push_to_hub:
-        run_folder.push(run, trainer)
+    if uploader is not None:
+        print("\n".join(uploader.finish(60 * hub_args.hub_wait_minutes)), flush=True)
 
 
 if __name__ == "__main__":
     if "--help" in sys.argv[1:] or "-h" in sys.argv[1:]:
-        recipe.print_short_help(__doc__, ScriptArguments, VLLMArguments)
+        recipe.print_short_help(__doc__, *OWN_ARGUMENTS)
         sys.exit()
     process_guard.die_with_launcher()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the data loader forks after the tokenizer was used

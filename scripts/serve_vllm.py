@@ -20,7 +20,7 @@ import sys
 from mini_r1 import recipe
 from mini_r1.placement import Placement, check_vllm, installed_vllm, is_port_free, server_host, weight_transfer
 from mini_r1.vllm_server import VLLMArguments, serve_command, server_environment
-from run_r1_grpo import ScriptArguments
+from run_r1_grpo import OWN_ARGUMENTS
 
 
 def main(argv: list[str]) -> None:
@@ -30,7 +30,7 @@ def main(argv: list[str]) -> None:
     show_only = "--print" in argv
     try:
         values = recipe.read_values(
-            (ModelConfig, ScriptArguments, VLLMArguments, GRPOConfig), [word for word in argv if word != "--print"]
+            (ModelConfig, *OWN_ARGUMENTS, GRPOConfig), [word for word in argv if word != "--print"]
         )
         # What is printed is for the machine that the recipe is made for, which need not be this one.
         on_cpu = values.use_cpu or not (show_only or torch.cuda.device_count())

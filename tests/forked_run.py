@@ -181,6 +181,24 @@ def watch(path: str) -> None:
     during(run_folder, "close_run", "closing", "closing")
 
 
+def _point_to(environment: dict[str, str]) -> None:
+    from huggingface_hub import constants
+
+    url = environment["HF_ENDPOINT"]
+    constants.ENDPOINT = url
+    constants.HUGGINGFACE_CO_URL_TEMPLATE = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    constants.HF_HUB_OFFLINE = environment.get("HF_HUB_OFFLINE") == "1"
+    constants.HF_HUB_DISABLE_XET = environment.get("HF_HUB_DISABLE_XET") == "1"
+    constants.HF_HUB_CACHE, constants.HF_TOKEN_PATH = environment["HF_HUB_CACHE"], environment["HF_TOKEN_PATH"]
+
+
+def quick_retries() -> None:
+    """No fault: uploads are tried again at once."""
+    from mini_r1 import hub
+
+    hub.FIRST_DELAY = 0.05
+
+
 def _run(argv: list[str], log: str, fault: tuple[Any, ...] | None, environment: dict[str, str]) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.dup2(descriptor, 1)
@@ -189,6 +207,8 @@ def _run(argv: list[str], log: str, fault: tuple[Any, ...] | None, environment: 
     os.environ.update(environment)
     import run_r1_grpo
 
+    if "HF_ENDPOINT" in environment:  # huggingface_hub, which is loaded already, reads it only once
+        _point_to(environment)
     sys.argv = ["run_r1_grpo.py", *argv]
     code: int | str | None = 0
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import itertools
 import json
 import re
 import subprocess
@@ -14,11 +16,22 @@ import pytest
 from conftest import ROOT, TINY_MODEL, TINY_RECIPE, flags, program_environment
 from mini_r1 import plan, recipe
 from mini_r1.placement import Machine, Placement
-from mini_r1.plan import Device, batch_of, check_disk, check_memory, checkpoint_bytes, find_shape, memory_of, read_shape
+from mini_r1.plan import (
+    Device,
+    batch_of,
+    check_disk,
+    check_evaluation,
+    check_memory,
+    check_output_dir,
+    check_software,
+    checkpoint_bytes,
+    find_shape,
+    memory_of,
+    read_shape,
+)
 from mini_r1.recipe import RecipeError
 from mini_r1.trl_arguments import read_arguments
-from mini_r1.vllm_server import VLLMArguments
-from run_r1_grpo import ScriptArguments
+from run_r1_grpo import OWN_ARGUMENTS, whole_batches
 
 # Qwen2.5-3B's config.json, as far as it counts.
 QWEN = {
@@ -28,11 +41,19 @@ QWEN = {
 }  # fmt: skip
 TRANSFORMERS_ON_GPU = Placement("transformers", on_cpu=False)
 GPU = Device("a GPU", 80e9)
+ZERO3 = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
+
+
+class Rows(list):
+    """As much of a data set as `whole_batches` needs."""
+
+    def select(self, indices: range) -> Rows:
+        return Rows(self[i] for i in indices)
 
 
 def values(name: str = "grpo-qwen-2.5-3b-deepseek-r1-countdown.yaml", *overrides: str) -> SimpleNamespace:
     argv = ["--config", str(ROOT / "receipes" / name), *overrides]
-    return recipe.read_lightly((ScriptArguments, VLLMArguments), argv)[0]
+    return recipe.read_lightly(OWN_ARGUMENTS, argv)[0]
 
 
 # ---- reading without TRL -------------------------------------------------------------------------------------------
@@ -60,8 +81,8 @@ def test_recipes_read_lightly_have_the_values_that_the_real_parser_finds(path: P
     from trl import GRPOConfig, ModelConfig
 
     overrides = ["--config", str(path), "--number_counts", "3", "5", "--learning_rate", "5e-7", "--sample_share=0.5"]
-    light, changed = recipe.read_lightly((ScriptArguments, VLLMArguments), overrides)
-    real = recipe.read_values((ModelConfig, ScriptArguments, VLLMArguments, GRPOConfig), overrides)
+    light, changed = recipe.read_lightly(OWN_ARGUMENTS, overrides)
+    real = recipe.read_values((ModelConfig, *OWN_ARGUMENTS, GRPOConfig), overrides)
     assert {"learning_rate", "sample_share", "max_steps"} <= set(changed)
     written = {key for key in recipe.read_yaml(path) if key != "env"} | {"number_counts", "sample_share"}
     for key in written - {"report_to", "lr_scheduler_type"}:  # a list and an enumeration there
@@ -70,8 +91,69 @@ def test_recipes_read_lightly_have_the_values_that_the_real_parser_finds(path: P
         assert getattr(light, key) == getattr(real, key), key  # defaults, where the recipe says nothing
 
 
+def read_both(*arguments: str) -> list[SimpleNamespace | argparse.Namespace | None]:
+    """The tiny recipe with these arguments, read lightly and by the real parser; None where they are refused."""
+    from trl import GRPOConfig, ModelConfig
+
+    argv = ["--config", str(TINY_RECIPE), *arguments]
+    read: list[SimpleNamespace | argparse.Namespace | None] = []
+    for by in (
+        lambda: recipe.read_lightly(OWN_ARGUMENTS, argv)[0],
+        lambda: recipe.read_values((ModelConfig, *OWN_ARGUMENTS, GRPOConfig), argv),
+    ):
+        try:
+            read.append(by())
+        except RecipeError:
+            read.append(None)
+    return read
+
+
+@pytest.mark.slow
+def test_every_truth_value_is_denied_as_the_real_parser_has_it():
+    """`--no_key` is there for those that are true by default, and for no other."""
+    known, _ = read_both()
+    assert known is not None
+    truths = [key for key, value in vars(known).items() if isinstance(value, bool)]
+    denied = []
+    for key in truths:
+        for flag in (f"--no_{key}", f"--no-{key.replace('_', '-')}"):
+            light, real = read_both(flag)
+            assert (light is None) == (real is None), flag
+            if light is not None:
+                assert getattr(light, key) is getattr(real, key) is False
+                denied.append(flag)
+    assert {"--no_hub_checks", "--no-hub-checks", "--no_gradient_checkpointing"} <= set(denied)
+    assert "--no_use_cpu" not in denied
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("arguments", "key", "expected"), [
+    (["--hub_checks", "--no_hub_checks"], "hub_checks", False),
+    (["--no-hub-checks", "--hub-checks", "--max-steps", "3"], "hub_checks", True),
+    (["--no_hub_checks", "true"], "hub_checks", RecipeError),
+    (["--no_hub_checks=true"], "hub_checks", RecipeError),
+    (["--no-hub_checks"], "hub_checks", RecipeError),
+    (["--max-train_steps", "3"], "max_steps", RecipeError),
+    (["--per-device_train_batch_size", "8"], "per_device_train_batch_size", RecipeError),
+    (["--max_steps"], "max_steps", RecipeError),
+    (["--number_counts"], "number_counts", RecipeError),
+    (["--use_cpu"], "use_cpu", True),
+    (["--bf16"], "bf16", RecipeError),  # no default, so no bare flag
+    (["--bf16", "1"], "bf16", True),
+    (["--bf16", "Yes"], "bf16", True),
+    (["--bf16", "null"], "bf16", RecipeError),
+    (["--use_cpu", "off"], "use_cpu", RecipeError),
+    (["--eval_strategy", "no"], "eval_strategy", "no"),  # and not false, as YAML has it
+], ids=lambda value: " ".join(value) if isinstance(value, list) else "")  # fmt: skip
+def test_flags_are_read_as_the_real_parser_does(arguments: list[str], key: str, expected: object):
+    found = [RecipeError if one is None else getattr(one, key) for one in read_both(*arguments)]
+    assert found == [expected, expected]
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     pytest.param(["--max_step", "3"], "did you mean --max_steps?", id="unknown flag"),
+    pytest.param(["--max_steps"], "--max_steps needs a value", id="no value"),
+    pytest.param(["--no_hub_checks", "3"], "--no_hub_checks takes no value, got 3", id="a value too many"),
     pytest.param(["--max_steps", "few"], "max_steps must be an integer", id="wrong type"),
     pytest.param(["--config"], "--config needs the path", id="no recipe"),
     pytest.param(["stray"], "unknown stray", id="a stray word"),
@@ -79,7 +161,7 @@ def test_recipes_read_lightly_have_the_values_that_the_real_parser_finds(path: P
 ])  # fmt: skip
 def test_bad_command_lines_are_refused(arguments: list[str], message: str):
     with pytest.raises(RecipeError) as caught:
-        recipe.read_lightly((ScriptArguments, VLLMArguments), arguments)
+        recipe.read_lightly(OWN_ARGUMENTS, arguments)
     assert message in str(caught.value)
 
 
@@ -176,6 +258,96 @@ def test_the_recipes_fit_their_hardware_by_the_same_estimate(name: str):
     assert "note:" not in "\n".join(lines), lines
 
 
+@pytest.mark.parametrize(("overrides", "expected"), [
+    # 0.9 of the small GPU less 6.2 GB of bfloat16 weights, in 36 864 bytes a token
+    pytest.param([], (0.9 * 24e9 - 2 * 3_085_938_688) / 36_864, id="the server's GPU, not the last one"),
+    pytest.param(["--vllm_tensor_parallel_size", "2"], (0.9 * 24e9 - 3_085_938_688) / 18_432, id="weights on two"),
+    pytest.param(["--vllm_dtype", "float32"], (0.9 * 24e9 - 4 * 3_085_938_688) / 73_728, id="float32"),
+])  # fmt: skip
+def test_room_for_the_kv_cache_is_on_the_servers_gpu(overrides: list[str], expected: float):
+    settings = values("grpo-qwen-2.5-3b-deepseek-r1-countdown.yaml", *overrides)
+    shape = read_shape(QWEN)
+    assert shape is not None
+    gpus = [GPU, GPU, Device("a small one", 24e9), Device("another", 30e9), GPU]
+    machine = Machine(gpus=("7", "GPU-b", "GPU-c", "1", "0"), processes=2, local_processes=2)
+    server = ("GPU-c", "1")[: settings.vllm_tensor_parallel_size]
+    where = Placement("own_server", on_cpu=False, server_gpus=server)
+    memory = memory_of(settings, shape, batch_of(settings, 2), machine, where, ZERO3)
+    lines = check_memory(settings, memory, machine, where, gpus, shape)
+    assert lines[-1] == f"  vLLM:       room for {expected / 1e3:.0f} thousand tokens of KV cache a GPU"
+
+
+def test_a_server_whose_weights_do_not_fit_is_noted():
+    settings = values("grpo-qwen-2.5-3b-deepseek-r1-countdown.yaml", "--vllm_gpu_memory_utilization", "0.2")
+    shape = read_shape(QWEN)
+    assert shape is not None
+    machine = Machine(gpus=("0", "1", "2", "3"), processes=3, local_processes=3)
+    memory = memory_of(settings, shape, batch_of(settings, 3), machine, TRANSFORMERS_ON_GPU, ZERO3)
+    for size, told in ((24e9, "raise vllm_gpu_memory_utilization"), (0.0, None)):  # 0: the driver names no size
+        where = Placement("own_server", on_cpu=False, server_gpus=("3",))
+        lines = check_memory(settings, memory, machine, where, [GPU] * 3 + [Device("a GPU", size)], shape)
+        assert told in lines[-1] if told else "vLLM:" not in "\n".join(lines)
+
+
+@pytest.mark.parametrize(("per_device", "processes", "generations", "change"), [
+    pytest.param(12, 1, 8, "multiple of 8", id="one process"),
+    pytest.param(6, 4, 16, "multiple of 4", id="four processes share a group"),
+    pytest.param(5, 3, 2, "multiple of 2", id="three processes"),
+])  # fmt: skip
+def test_evaluation_batches_must_be_whole_groups(per_device: int, processes: int, generations: int, change: str):
+    settings = values("grpo-tiny-countdown-cpu.yaml", "--per_device_eval_batch_size", str(per_device))
+    settings.num_generations_eval = generations
+    with pytest.raises(RecipeError, match=rf"no multiple of num_generations_eval .* per_device_eval_.* {change}, or"):
+        check_evaluation(settings, processes)
+    settings.num_generations_eval, settings.num_generations = None, generations
+    with pytest.raises(RecipeError, match="no multiple of num_generations "):
+        check_evaluation(settings, processes)
+    settings.eval_strategy = "no"
+    check_evaluation(settings, processes, held_out=0)
+
+
+def test_too_few_puzzles_to_evaluate_on_are_refused_where_the_run_does():
+    settings = values("grpo-tiny-countdown-cpu.yaml")
+    for generations, per_device, processes, puzzles in itertools.product((1, 2, 4, 6), (4, 12), (1, 2, 3, 8), range(9)):
+        settings.num_generations_eval, settings.per_device_eval_batch_size = generations, per_device
+        if per_device * processes % generations:
+            continue
+        outcomes = []
+        run = SimpleNamespace(**vars(settings), world_size=processes)
+        for check in (
+            lambda run=run, puzzles=puzzles: whole_batches(Rows(range(puzzles)), run),
+            lambda processes=processes, puzzles=puzzles: check_evaluation(settings, processes, puzzles),
+        ):
+            try:
+                check()
+                outcomes.append(True)
+            except RecipeError:
+                outcomes.append(False)
+        assert len(set(outcomes)) == 1, (generations, per_device, processes, puzzles)
+
+
+@pytest.mark.parametrize(("fp16", "refused"), [(False, "left out for true"), (True, "need a GPU")])
+def test_bf16_that_is_left_out_is_true_as_in_trl(fp16: bool, refused: str):
+    settings = values("grpo-tiny-countdown-cpu.yaml")
+    settings.bf16, settings.fp16 = None, fp16
+    with pytest.raises(RecipeError, match=refused):
+        check_software(settings, Placement("transformers", on_cpu=True))
+    check_software(settings, TRANSFORMERS_ON_GPU)
+    settings.bf16, settings.fp16 = True, True
+    with pytest.raises(RecipeError, match="exclude each other"):
+        check_software(settings, TRANSFORMERS_ON_GPU)
+
+
+def test_an_output_folder_that_cannot_be_made_is_refused(tmp_path: Path):
+    check_output_dir(str(tmp_path / "new" / "run"))
+    assert not list(tmp_path.iterdir())
+    check_output_dir("~nobody-of-this-name/run")  # a folder of that name, as transformers takes it
+    (tmp_path / "file").write_text("in the way")
+    for folder in (tmp_path / "file", tmp_path / "file" / "run", Path("/proc/run")):
+        with pytest.raises(RecipeError, match=f"output_dir: cannot write to {folder}: "):
+            check_output_dir(str(folder))
+
+
 def test_checkpoints_that_would_fill_the_disk_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     settings = values("grpo-qwen-2.5-3b-deepseek-r1-countdown.yaml", "--output_dir", str(tmp_path / "run"))
     zero3 = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
@@ -187,7 +359,13 @@ def test_checkpoints_that_would_fill_the_disk_are_refused(tmp_path: Path, monkey
     monkeypatch.setattr(plan.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
     assert "4 x 43.2 GB" in check_disk(settings, shape, zero3)[0]  # three kept, and the new one
     settings.save_total_limit = None  # the article kept all 18
-    with pytest.raises(RecipeError, match=r"18 checkpoints of 43.2 GB .* lower save_total_limit"):
+    lines = check_disk(settings, shape, zero3)
+    assert "18 x 43.2 GB" in lines[0]
+    assert "WARNING: 783" in lines[1]  # 18 checkpoints and the final model
+    assert "After 4 checkpoints the disk is full" in lines[1]
+    assert "save_total_limit: 2" in lines[1]
+    free = 0.9 * one
+    with pytest.raises(RecipeError, match=r"a checkpoint of 43.2 GB and the final model .* do not fit"):
         check_disk(settings, shape, zero3)
 
 
@@ -236,6 +414,11 @@ def test_a_dry_run_loads_no_torch():
     pytest.param(["--learning_rat", "1"], "did you mean --learning_rate?", id="unknown key"),
     pytest.param(["--use_vllm", "true", "--vllm_mode", "server", "--vllm_device", "cuda:3"], "no GPU in use",
                  id="a server on a GPU that is not there"),
+    pytest.param(["--num_generations_eval", "8", "--per_device_eval_batch_size", "12"],
+                 "per_device_eval_batch_size to a multiple of 8", id="evaluation batches that are no whole groups"),
+    pytest.param(["--eval_puzzles", "0"], "0 held-out puzzles to evaluate on", id="nothing to evaluate on"),
+    pytest.param(["--held_out_puzzles", "0"], "0 held-out puzzles to evaluate on", id="nothing held out"),
+    pytest.param(["--output_dir", "/proc/run"], "output_dir: cannot write to /proc/run", id="no place for the run"),
     pytest.param(["--generation_batch_size", "128", "--steps_per_generation", "4"], "remove one", id="said twice"),
 ])  # fmt: skip
 def test_what_would_fail_later_fails_in_the_plan(arguments: list[str], message: str):
@@ -243,6 +426,13 @@ def test_what_would_fail_later_fails_in_the_plan(arguments: list[str], message: 
     assert done.returncode == 2, done.stdout
     (error,) = done.stderr.splitlines()
     assert message in error
+
+
+def test_a_bare_no_is_no_strategy(tmp_path: Path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model_name_or_path: some/model\neval_strategy: no\n")
+    with pytest.raises(RecipeError, match=r'eval_strategy must be text.* write "no" in quotes'):
+        recipe.read_lightly(OWN_ARGUMENTS, ["--config", str(path)])
 
 
 def test_gpus_are_asked_from_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -10,7 +10,6 @@ import pytest
 
 from conftest import ROOT
 from mini_r1 import recipe
-from mini_r1.vllm_server import VLLMArguments
 
 PAGES = [ROOT / "README.md", ROOT / "receipes" / "README.md", ROOT / "configs" / "tiny-countdown" / "README.md"]
 
@@ -47,11 +46,11 @@ def test_the_keys_of_a_printed_command_are_known(command: str):
     from trl import GRPOConfig, ModelConfig, SFTConfig
 
     from run_cold_start import ColdStartArguments
-    from run_r1_grpo import ScriptArguments
+    from run_r1_grpo import OWN_ARGUMENTS
 
     words = shlex.split(command)
     (script,) = [i for i, word in enumerate(words) if word.startswith("scripts/")]
-    types = (ModelConfig, ScriptArguments, VLLMArguments, GRPOConfig)
+    types = (ModelConfig, *OWN_ARGUMENTS, GRPOConfig)
     if words[script].endswith("run_cold_start.py"):
         types = (ColdStartArguments, SFTConfig)
     arguments = [word for word in words[script + 1 :] if word != "--print"]

@@ -12,8 +12,9 @@ import yaml
 
 from conftest import ACCELERATE_CONFIGS, ROOT
 from mini_r1 import recipe
-from mini_r1.placement import Machine, plan
-from mini_r1.vllm_server import VLLMArguments, serve_command
+from mini_r1.placement import Machine, Placement, plan
+from mini_r1.plan import check_evaluation, check_software
+from mini_r1.vllm_server import serve_command
 
 pytestmark = pytest.mark.slow
 
@@ -39,11 +40,11 @@ def processes_of(words: list[str]) -> int:
 def parse_all(path: Path, *overrides: str) -> tuple:
     from trl import GRPOConfig, ModelConfig
 
-    from run_r1_grpo import ScriptArguments, check_values
+    from run_r1_grpo import OWN_ARGUMENTS, check_values
 
     # use_cpu: TRL refuses `bf16` on a machine without a GPU otherwise.
     argv = ["--config", str(path), "--use_cpu", "true", *overrides]
-    return recipe.parse((ModelConfig, ScriptArguments, VLLMArguments, GRPOConfig), argv, check_values)
+    return recipe.parse((ModelConfig, *OWN_ARGUMENTS, GRPOConfig), argv, check_values)
 
 
 def parse_grpo(path: Path, *overrides: str) -> tuple:
@@ -186,6 +187,44 @@ def test_command_line_overrides_the_recipe():
     assert (args.max_steps, script_args.sample_share) == (7, 0.5)
 
 
+@pytest.mark.parametrize(("per_device", "generations", "strategy", "works"), [
+    (12, 8, "steps", False), (12, 8, "epoch", False), (12, 8, "no", True), (16, 8, "steps", True),
+    (4, 8, "steps", False), (4, 0, "steps", False), (7, 1, "steps", True),
+])  # fmt: skip
+def test_the_plan_refuses_the_evaluation_batches_that_trl_refuses(
+    per_device: int, generations: int, strategy: str, works: bool
+):
+    from run_r1_grpo import OWN_ARGUMENTS
+
+    overrides = ["--per_device_eval_batch_size", str(per_device), "--num_generations_eval", str(generations),
+                 "--eval_strategy", strategy]  # fmt: skip
+    path = ROOT / "receipes" / "grpo-tiny-countdown-cpu.yaml"
+    values, _ = recipe.read_lightly(OWN_ARGUMENTS, ["--config", str(path), *overrides])
+    outcomes = []
+    for attempt in (lambda: parse_grpo(path, *overrides), lambda: check_evaluation(values, processes=1)):
+        try:
+            attempt()
+            outcomes.append(True)
+        except recipe.RecipeError:
+            outcomes.append(False)
+    assert outcomes == [works, works]
+
+
+def test_plan_and_run_refuse_bf16_that_is_left_out_on_the_cpu(tmp_path: Path):
+    """TRL's default is true where a GPU is; the plan reads the recipe before TRL has filled that in."""
+    from run_r1_grpo import OWN_ARGUMENTS
+
+    text = (ROOT / "receipes" / "grpo-tiny-countdown-cpu.yaml").read_text()
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text.replace("bf16: false\n", ""))
+    light, _ = recipe.read_lightly(OWN_ARGUMENTS, ["--config", str(path)])
+    real = recipe.merged(*parse_all(path))
+    assert (light.bf16, real.bf16) == (None, True)
+    for values in (light, real):
+        with pytest.raises(recipe.RecipeError, match="write bf16: false"):
+            check_software(values, Placement("transformers", on_cpu=True))
+
+
 @pytest.mark.parametrize("path", sorted(ACCELERATE_CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_accelerate_config_is_read_by_accelerate(path: Path):
     from accelerate.commands.config.config_args import load_config_from_file
@@ -257,10 +296,10 @@ def test_bad_recipe_is_refused_in_one_line(text: str, message: str, tmp_path: Pa
 def test_bad_command_line_is_refused(arguments: list[str], message: str):
     from trl import GRPOConfig, ModelConfig
 
-    from run_r1_grpo import ScriptArguments, check_values
+    from run_r1_grpo import OWN_ARGUMENTS, check_values
 
     with pytest.raises(recipe.RecipeError) as caught:
-        recipe.parse((ModelConfig, ScriptArguments, VLLMArguments, GRPOConfig), arguments, check_values)
+        recipe.parse((ModelConfig, *OWN_ARGUMENTS, GRPOConfig), arguments, check_values)
     assert message in str(caught.value)
 
 

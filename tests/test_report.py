@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from conftest import ROOT, program_environment
 from mini_r1.completions import thinking
 from mini_r1.reasoning import count_attempts, count_self_corrections
 from mini_r1.recipe import RecipeError
-from mini_r1.report_page import build_page, describe_run, embed, make_charts, thin_out
+from mini_r1.report_page import build_page, describe_run, describe_state, embed, make_charts, thin_out
 from mini_r1.run_record import read_run, read_tensorboard
 
 # What a model could write to harm whoever looks at it: markup, the end of the script, terminal escapes.
@@ -76,6 +77,28 @@ def test_a_run_that_is_still_going(tmp_path: Path):
     assert not run.finished
     assert run.step == 10
     assert "not finished, step 10 of 10" in page_of(tmp_path / "run")
+
+
+@pytest.mark.parametrize(("age", "said"), [
+    pytest.param(20, "last written 20 s before this report", id="still going"),
+    pytest.param(3 * 3600, "last written 3.0 h before this report", id="died in the night"),
+    pytest.param(-50, "last written 0 s before this report", id="another machine's clock"),
+])  # fmt: skip
+def test_a_run_that_died_is_told_from_one_that_is_going_by_its_age(age: float, said: str, tmp_path: Path):
+    folder = make_run(tmp_path / "run", [sample(1)], finished=False)
+    now = time.time()
+    newest = folder / "checkpoint-10" / "trainer_state.json"
+    for path in folder.rglob("*.json*"):
+        os.utime(path, (now - age - (0 if path == newest else 5000), now - age - (0 if path == newest else 5000)))
+    (folder / "evaluation").mkdir()
+    for later in ("report.html", "report.png", "evaluation/results.json"):  # made of the run, not by it
+        (folder / later).write_text("{}")
+    run = read_run(folder)
+    assert run.last_written == pytest.approx(now - age, abs=1)
+    assert describe_state(run, now) == f"not finished, step 10 of 10, {said}"
+    assert describe_run(run, 0)["state"].startswith("not finished, step 10 of 10, last written ")
+    finished = make_run(tmp_path / "finished", [])
+    assert describe_state(read_run(finished), now) == "finished, 10 steps"
 
 
 def write_events(folder: Path, number: int, values: dict[int, float]) -> None:

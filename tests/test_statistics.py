@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from mini_r1.statistics import difference_interval, pass_at_k, rate_interval, wilson_interval
+from mini_r1.statistics import Z95, difference_interval, pass_at_k, rate_interval, t95, wilson_interval
 
 
 @pytest.mark.parametrize(("samples", "correct", "k"), [
@@ -81,6 +81,39 @@ def test_rate_intervals_hold_the_truth_in_about_95_of_100_experiments(samples: i
         return 1 / 3, low, high
 
     assert 0.93 <= coverage(2000, experiment) <= 0.975
+
+
+@pytest.mark.parametrize(("degrees", "quantile"), [
+    (1, 12.7062047), (2, 4.3026527), (3, 3.1824463), (4, 2.7764451), (9, 2.2621572), (30, 2.0422725),
+    (120, 1.9799304), (1000, 1.9623391),
+])  # fmt: skip
+def test_students_t_is_the_tables(degrees: int, quantile: float):
+    assert t95(degrees) == pytest.approx(quantile, abs=1e-7)
+
+
+def test_students_t_comes_down_to_the_normal_quantile():
+    assert t95(100_000) == pytest.approx(Z95, abs=3e-5)
+    assert all(t95(n) > t95(n + 1) > Z95 for n in range(1, 60))
+    with pytest.raises(ValueError, match="degree of freedom"):
+        t95(0)
+
+
+@pytest.mark.parametrize("puzzles", [3, 5, 8])
+def test_intervals_of_few_puzzles_hold_the_truth_in_about_95_of_100_experiments(puzzles: int):
+    """With the normal quantile in the place of Student's t it would be 80 to 90 of 100."""
+    rng, samples = random.Random(4), 16
+
+    def rates(low: float, high: float) -> list[float]:
+        chances = [rng.uniform(low, high) for _ in range(puzzles)]
+        return [sum(rng.random() < p for _ in range(samples)) / samples for p in chances]
+
+    assert 0.93 <= coverage(3000, lambda: (0.5, *rate_interval(rates(0, 1), puzzles * samples)[1:])) <= 0.985
+    assert 0.93 <= coverage(3000, lambda: (0.2, *difference_interval(rates(0, 0.6), rates(0, 1))[1:])) <= 0.985
+
+
+def test_a_single_puzzle_says_nothing_about_a_change():
+    assert difference_interval([0.25], [0.75]) == (0.5, -1.0, 1.0)
+    assert difference_interval([1.0], [1.0]) == (0.0, -1.0, 1.0)
 
 
 def test_pooling_completions_would_be_overconfident():

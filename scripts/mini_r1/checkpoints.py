@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mini_r1.countdown import MAX_HELD_OUT_SHARE, Puzzle, is_held_out
-from mini_r1.puzzle_data import GENERATE
+from mini_r1.puzzle_data import GENERATE, is_there, local_path
 from mini_r1.recipe import RecipeError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -26,6 +26,7 @@ class Checkpoint:
         path: a local folder or a Hub id.
         revision: of a Hub id; None locally.
         is_adapter: whether it is a LoRA adapter, whose base model its configuration names.
+        tokenizer: folder or Hub id of the tokenizer, None when it is the checkpoint's own.
         run: the contents of the run's `run.json`, None when the run is not known.
         run_folder: where results go, None when there is no run folder.
     """
@@ -34,6 +35,7 @@ class Checkpoint:
     path: str
     revision: str | None = None
     is_adapter: bool = False
+    tokenizer: str | None = None
     run: dict[str, Any] | None = None
     run_folder: Path | None = None
 
@@ -45,19 +47,23 @@ class Checkpoint:
         """Whether the run's training side of the split could have held the puzzle; False when no run is known."""
         if self.run is None:
             return False
-        share = (self.run.get("split") or {}).get("share", MAX_HELD_OUT_SHARE)
-        if is_held_out(*puzzle, share=share):
-            return False
-        if self.recipe("dataset_id_or_path", None) != GENERATE:
+        try:
+            share = (self.run.get("split") or {}).get("share", MAX_HELD_OUT_SHARE)
+            if is_held_out(*puzzle, share=share):
+                return False
+            if self.recipe("dataset_id_or_path", None) != GENERATE:
+                return True
+            low, high = self.recipe("number_range", [1, 99])
+            counts = self.recipe("number_counts", [3, 4])
+            return len(puzzle.nums) in counts and all(low <= n <= high for n in puzzle.nums)
+        except (AttributeError, TypeError, ValueError):  # a broken run.json rules nothing out
             return True
-        low, high = self.recipe("number_range", [1, 99])
-        return len(puzzle.nums) in self.recipe("number_counts", [3, 4]) and all(low <= n <= high for n in puzzle.nums)
 
 
 def local_folder(name: str) -> Path:
     """The path that is meant: recipes and adapters name models relative to the repository, wherever one stands."""
-    path = Path(name).expanduser()
-    return path if path.exists() or not (ROOT / name).exists() else ROOT / name
+    path = local_path(name)
+    return path if is_there(path) or not is_there(ROOT / name) else ROOT / name
 
 
 def _run_of(folder: Path) -> tuple[dict[str, Any] | None, Path | None]:
@@ -65,7 +71,7 @@ def _run_of(folder: Path) -> tuple[dict[str, Any] | None, Path | None]:
     for candidate in (folder, folder.parent):
         try:
             run = json.loads((candidate / "run.json").read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             continue
         if isinstance(run, dict) and isinstance(run.get("recipe"), dict):
             return run, candidate
@@ -73,20 +79,29 @@ def _run_of(folder: Path) -> tuple[dict[str, Any] | None, Path | None]:
 
 
 def _is_model(folder: Path) -> bool:
-    has_weights = any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
+    """Whether a folder holds a model or an adapter as safetensors; pickled weights are not read."""
+    has_weights = any(folder.glob("*.safetensors"))
     return has_weights and ((folder / "config.json").is_file() or (folder / ADAPTER_CONFIG).is_file())
+
+
+def _pickled(folder: Path) -> Path | None:
+    """The first file of pickled weights in a model folder, or in a checkpoint of a run folder; None without any."""
+    patterns = ("pytorch_model*.bin", "adapter_model*.bin")
+    files = (path for place in ("", "checkpoint-*/") for name in patterns for path in folder.glob(place + name))
+    return min(files, default=None)
 
 
 def _local(folder: Path, name: str | None = None) -> Checkpoint:
     run, run_folder = _run_of(folder)
     is_adapter = (folder / ADAPTER_CONFIG).is_file()
-    return Checkpoint(name or "/".join(folder.resolve().parts[-2:]), str(folder), None, is_adapter, run, run_folder)
+    return Checkpoint(name or "/".join(folder.resolve().parts[-2:]), str(folder), is_adapter=is_adapter, run=run,
+                      run_folder=run_folder)  # fmt: skip
 
 
 def _of_run(folder: Path) -> list[Checkpoint]:
     """The model that a run began with, its checkpoints in order, and its final model unless the last is the same."""
     checkpoints = sorted(
-        (path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()),
+        (path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()),
         key=lambda path: int(path.name.removeprefix("checkpoint-")),
     )
     found = [_local(path, path.name) for path in checkpoints if _is_model(path)]
@@ -94,14 +109,17 @@ def _of_run(folder: Path) -> list[Checkpoint]:
     if _is_model(folder):
         try:
             step = json.loads((folder / "trainer_state.json").read_text())["global_step"]
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
             step = None
         if not (found and found[-1].name == f"checkpoint-{step}"):
             found.append(_local(folder, "final model"))
-    base = (run or {}).get("recipe", {}).get("model_name_or_path")
-    if base and found:
-        revision = None if local_folder(base).is_dir() else (run or {}).get("recipe", {}).get("model_revision")
-        found.insert(0, Checkpoint("base", base, revision, False, run, run_folder))
+    recipe = (run or {}).get("recipe", {})
+    base = recipe.get("model_name_or_path")
+    if isinstance(base, str) and base and found:
+        revision = None if local_folder(base).is_dir() else recipe.get("model_revision")
+        # Checkpoints bring the tokenizer that they were trained with; the base is to be asked through the same one.
+        found.insert(0, Checkpoint("base", base, revision, tokenizer=recipe.get("tokenizer_name_or_path"), run=run,
+                                   run_folder=run_folder))  # fmt: skip
     return found
 
 
@@ -116,18 +134,26 @@ def resolve(specification: str) -> list[Checkpoint]:
         RecipeError: when there is nothing to load.
     """
     folder = local_folder(specification)
-    if folder.is_dir():
+    if is_there(folder) and folder.is_dir():
         if (folder / "run.json").is_file():
             found = _of_run(folder)
             if found:
                 return found
         if _is_model(folder):
             return [_local(folder)]
+        if pickled := _pickled(folder):
+            library, model = ("peft", "AutoPeftModelForCausalLM") if pickled.name.startswith("adapter") else (
+                "transformers", "AutoModelForCausalLM")  # fmt: skip
+            raise RecipeError(
+                f"{specification} holds pickled weights ({pickled.name}), and only safetensors are read; if you trust "
+                f'their origin, convert them: python -c "from {library} import {model} as M; '
+                f"M.from_pretrained('{pickled.parent}').save_pretrained('{pickled.parent}')\""
+            )
         raise RecipeError(
             f"{specification} holds no model that can be loaded (config.json or {ADAPTER_CONFIG}, and *.safetensors)"
         )
     name, _, revision = specification.partition("@")
-    if folder.exists() or name.startswith(".") or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+    if is_there(folder) or name.startswith(".") or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise RecipeError(f"{specification} is no checkpoint folder")
     return [Checkpoint(specification, name, revision or "main")]
 

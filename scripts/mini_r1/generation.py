@@ -1,7 +1,7 @@
 """Sampling completions from a checkpoint: by vLLM where it is installed, by transformers otherwise, alike for both.
 
-The settings are training's: temperature, and no top-p, top-k or repetition penalty, whatever the checkpoint's own
-generation_config.json says.
+The settings are those of `Sampling`, whatever the checkpoint's own generation_config.json says. Weights are read from
+safetensors only.
 """
 
 from __future__ import annotations
@@ -33,16 +33,28 @@ class Completion:
 
 
 def room_for_completion(checkpoint: Checkpoint, tokenizer: Any, prompts: Sequence[str]) -> int | None:
-    """Tokens that the model's context leaves after the longest prompt, None when it names no limit."""
+    """Tokens that the model's context leaves after the longest prompt, None when it names no limit.
+
+    Raises:
+        RecipeError: when there is no room, or no model whose configuration can be read.
+    """
     from transformers import AutoConfig, PretrainedConfig
 
-    if checkpoint.is_adapter:
-        return None
-    config: PretrainedConfig = AutoConfig.from_pretrained(
-        _absolute(checkpoint.path), revision=checkpoint.revision or "main"
-    )
+    try:
+        name, revision = _base_of(checkpoint) if checkpoint.is_adapter else (checkpoint.path, checkpoint.revision)
+        config: PretrainedConfig = AutoConfig.from_pretrained(_absolute(name), revision=revision or "main")
+    except (OSError, ValueError, KeyError) as error:
+        raise RecipeError(f"cannot read the configuration of {checkpoint.path}: {first_line(error)}") from error
     context = getattr(config, "max_position_embeddings", None)
-    return None if context is None else context - max(len(ids) for ids in tokenizer(list(prompts))["input_ids"])
+    if context is None:
+        return None
+    longest = max(len(ids) for ids in tokenizer(list(prompts))["input_ids"])
+    if longest >= context:
+        raise RecipeError(
+            f"a prompt of {longest} tokens leaves no room for an answer in {checkpoint.name}'s context of {context}: "
+            f"choose puzzles with fewer numbers (--number_counts, --puzzles), or another checkpoint"
+        )
+    return context - longest
 
 
 @dataclass(frozen=True)
@@ -52,6 +64,10 @@ class Sampling:
     Attributes:
         completions: per prompt, G.
         temperature: 0 is greedy.
+        top_p: the most probable tokens that make up this share are drawn from, 1 for all.
+        top_k: as many of the most probable tokens are drawn from, 0 for all.
+        min_p: the least probability of a token, as a share of the most probable one's; None for all.
+        repetition_penalty: above 1 for tokens that occurred already, in the prompt too, to be less likely.
         max_tokens: length limit of a completion.
         seed: of the sampler.
         batch_size: sequences at a time, for transformers.
@@ -59,6 +75,10 @@ class Sampling:
 
     completions: int = 1
     temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
     max_tokens: int = 1024
     seed: int = 0
     batch_size: int = 64
@@ -74,7 +94,7 @@ class Loaded:
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
-    """The checkpoint's tokenizer, padding on the left; an adapter's without one is its base model's.
+    """The tokenizer of a checkpoint, padding on the left; an adapter's without one is its base model's.
 
     Raises:
         RecipeError: when there is none.
@@ -84,15 +104,17 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
 
     name, revision = checkpoint.path, checkpoint.revision
     try:
-        if checkpoint.is_adapter and not cached_file(
+        if checkpoint.tokenizer is not None:
+            name, revision = checkpoint.tokenizer, None
+        elif checkpoint.is_adapter and not cached_file(
             name, "tokenizer_config.json", revision=revision, _raise_exceptions_for_missing_entries=False
         ):
             name, revision = _base_of(checkpoint)
         tokenizer = AutoTokenizer.from_pretrained(_absolute(name), revision=revision or "main")
     except (OSError, ValueError, KeyError) as error:
-        raise RecipeError(f"cannot load the tokenizer of {checkpoint.path}: {first_line(error)}") from error
+        raise RecipeError(f"cannot load the tokenizer of {name}: {first_line(error)}") from error
     if not tokenizer("1 + 2")["input_ids"]:  # transformers makes an empty tokenizer where there are no files of one
-        raise RecipeError(f"cannot load {checkpoint.path}: it has no tokenizer")
+        raise RecipeError(f"cannot load {name}: it has no tokenizer")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
@@ -130,6 +152,7 @@ def load(checkpoint: Checkpoint, device: str = "auto") -> Loaded:
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers.utils import cached_file
 
     if device == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
@@ -140,7 +163,12 @@ def load(checkpoint: Checkpoint, device: str = "auto") -> Loaded:
     try:
         if checkpoint.is_adapter:
             name, revision = _base_of(checkpoint)
-        model = AutoModelForCausalLM.from_pretrained(_absolute(name), revision=revision or "main", dtype=dtype)
+            if not cached_file(_absolute(checkpoint.path), "adapter_model.safetensors", revision=checkpoint.revision,
+                               _raise_exceptions_for_missing_entries=False):  # fmt: skip
+                raise OSError("it holds no adapter_model.safetensors")  # peft would read pickled ones
+        model = AutoModelForCausalLM.from_pretrained(
+            _absolute(name), revision=revision or "main", dtype=dtype, use_safetensors=True
+        )
         # Every token that the model or the tokenizer declares ends a turn, as in TRL.
         declared = model.generation_config.eos_token_id
         model.generation_config = GenerationConfig()  # what the checkpoint brings would fill every gap in ours
@@ -200,12 +228,13 @@ def _by_transformers(
     loaded = load(checkpoint)
     model, ends = loaded.model, loaded.eos_ids
     set_seed(sampling.seed)
+    drawing = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k,
+               "min_p": sampling.min_p}  # fmt: skip
     config = GenerationConfig(
         max_new_tokens=sampling.max_tokens,
         do_sample=sampling.temperature > 0,
-        temperature=sampling.temperature if sampling.temperature > 0 else None,
-        top_k=0 if sampling.temperature > 0 else None,
-        top_p=1.0 if sampling.temperature > 0 else None,
+        **(drawing if sampling.temperature > 0 else dict.fromkeys(drawing)),
+        repetition_penalty=sampling.repetition_penalty,
         eos_token_id=ends,
         pad_token_id=tokenizer.pad_token_id,
     )
@@ -245,7 +274,8 @@ def _by_vllm(
     ids = tokenizer(list(prompts))["input_ids"]
     with _mergeable(checkpoint, tokenizer) as path:
         revision = None if Path(path).is_dir() else checkpoint.revision
-        outputs = _in_a_process(path, revision, ids, sampling)
+        tokenizer_path = None if checkpoint.tokenizer is None else _absolute(checkpoint.tokenizer)
+        outputs = _in_a_process(path, revision, tokenizer_path, ids, sampling)
     if isinstance(outputs, str):
         raise RecipeError(
             f"vLLM cannot generate from {checkpoint.name}: {outputs}; --backend transformers does without"
@@ -286,7 +316,7 @@ def _send_vllm_outputs(sender: Any, *arguments: Any) -> None:
 
 
 def _vllm_outputs(
-    path: str, revision: str | None, prompt_ids: list[list[int]], sampling: Sampling
+    path: str, revision: str | None, tokenizer: str | None, prompt_ids: list[list[int]], sampling: Sampling
 ) -> list[list[tuple[list[int], str]]] | str:
     """Token ids and finish reason per completion, or what went wrong; the whole of what runs in the vLLM process."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -299,7 +329,9 @@ def _vllm_outputs(
         llm = LLM(
             model=path,
             revision=revision,
+            tokenizer=tokenizer,  # None: the model's own; it knows the token that ends a turn
             seed=sampling.seed,
+            load_format="safetensors",
             max_model_len=max(map(len, prompt_ids)) + sampling.max_tokens,
             generation_config="vllm",  # nothing from the checkpoint's own
             **({"dtype": "float32", "enforce_eager": True} if on_cpu else {}),
@@ -307,7 +339,14 @@ def _vllm_outputs(
     except (ValueError, RuntimeError, OSError) as error:  # as text: not all of vLLM's exceptions can be sent
         return " ".join(str(error).split())[:500]
     settings = SamplingParams(
-        n=sampling.completions, temperature=sampling.temperature, max_tokens=sampling.max_tokens, seed=None
+        n=sampling.completions,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p or 0.0,
+        repetition_penalty=sampling.repetition_penalty,
+        max_tokens=sampling.max_tokens,
+        seed=None,
     )
     outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompt_ids], settings, use_tqdm=True)
     return [[(list(o.token_ids), str(o.finish_reason)) for o in output.outputs] for output in outputs]

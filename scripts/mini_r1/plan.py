@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
 import struct
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,8 +177,50 @@ def batch_of(values: Any, processes: int) -> Batch:
                  values.max_prompt_tokens + values.max_completion_length, origin)  # fmt: skip
 
 
+def check_evaluation(values: Any, processes: int, held_out: int | None = None) -> None:
+    """Refuses evaluations whose batches cannot be whole groups, or for which there are too few puzzles.
+
+    The first is GRPOConfig's rule, the second that of the run, which makes a batch smaller where puzzles are few.
+
+    Args:
+        values: the recipe's keys as attributes.
+        processes: training processes on all machines together.
+        held_out: how many puzzles are held out; None before they are there, when only what the recipe says counts.
+
+    Raises:
+        RecipeError: with the change to make.
+    """
+    if getattr(values.eval_strategy, "value", values.eval_strategy) == "no":
+        return
+    key = "num_generations_eval" if values.num_generations_eval else "num_generations"
+    generations = getattr(values, key)
+    per_device = values.per_device_eval_batch_size
+    es = "es" if processes > 1 else ""
+    if per_device * processes % generations:
+        raise RecipeError(
+            f"per_device_eval_batch_size ({per_device}) x {processes} process{es} makes {per_device * processes} "
+            f"completions per evaluation batch, which is no multiple of {key} ({generations}): set "
+            f"per_device_eval_batch_size to a multiple of {generations // math.gcd(generations, processes)}, or "
+            f'eval_strategy: "no"'
+        )
+    if held_out is None:
+        held_out = values.eval_puzzles if values.held_out_puzzles else 0
+    available = min(held_out, values.eval_puzzles)
+    needed = processes // math.gcd(generations, processes)  # the smallest batch that all processes share alike
+    if available < needed:
+        raise RecipeError(
+            f"{available} held-out puzzles to evaluate on are fewer than in the smallest batch of {processes} "
+            f'process{es}, {needed}: raise held_out_puzzles, eval_puzzles or dataset_rows, or set eval_strategy: "no"'
+        )
+
+
 def _bytes_of(dtype: str | None) -> int:
     return 4 if dtype in ("float32", "torch.float32") else 2
+
+
+def uses_bf16(values: Any) -> bool:
+    """Whether training computes in bfloat16: TRL takes a `bf16` that is left out for true, unless `fp16` is set."""
+    return not values.fp16 if values.bf16 is None else bool(values.bf16)
 
 
 def memory_of(
@@ -199,7 +243,7 @@ def memory_of(
     fsdp = environment.get("ACCELERATE_USE_FSDP") == "true"
     world = machine.processes
     weight = _bytes_of(values.dtype)
-    compute = 2 if values.bf16 or values.fp16 else weight
+    compute = 2 if uses_bf16(values) or values.fp16 else weight
     shards = world if stage == 3 or fsdp else 1
     trained = adapter_parameters(values, shape) if values.use_peft else shape.parameters
     trained_bytes = 4 if values.use_peft else weight
@@ -344,11 +388,35 @@ def check_memory(
             "              note: that is more than fits; halve per_device_train_batch_size and double "
             "gradient_accumulation_steps, or set gradient_checkpointing: true"
         )
-    if where.generation == "own_server" and not where.on_cpu and gpus and machine.is_first:
-        room = values.vllm_gpu_memory_utilization * gpus[-1].total - shape.parameters * _bytes_of(values.vllm_dtype)
-        per_token = shape.cache_elements * 2 / values.vllm_tensor_parallel_size
-        lines.append(f"  vLLM:       room for {room / per_token / 1e3:.0f} thousand tokens of KV cache a GPU")
+    sizes = [gpu.total for gpu, name in zip(gpus, machine.gpus, strict=False) if name in where.server_gpus]
+    if where.generation == "own_server" and min(sizes, default=0) > 0:
+        weight = _bytes_of(values.vllm_dtype or values.dtype)
+        share = values.vllm_gpu_memory_utilization * min(sizes)
+        room = share - shape.parameters * weight / values.vllm_tensor_parallel_size
+        per_token = shape.cache_elements * weight / values.vllm_tensor_parallel_size
+        lines.append(
+            f"  vLLM:       room for {room / per_token / 1e3:.0f} thousand tokens of KV cache a GPU" if room > 0 else
+            f"  vLLM:       note: its weights are more than its {_size(share)} of a GPU; raise "
+            f"vllm_gpu_memory_utilization or vllm_tensor_parallel_size"
+        )  # fmt: skip
     return lines
+
+
+def check_output_dir(output_dir: str) -> None:
+    """Writes to the nearest folder above `output_dir` that exists, and leaves nothing there.
+
+    Raises:
+        RecipeError: when that fails, as it will for the run.
+    """
+    # Leaves the `~` of a user who is not there as it is, like transformers.
+    folder = Path(os.path.expanduser(output_dir)).absolute()  # noqa: PTH111
+    try:
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"\0" * 4096)
+    except OSError as error:
+        raise RecipeError(f"output_dir: cannot write to {output_dir}: {folder}: {error.strerror}") from error
 
 
 def checkpoint_bytes(values: Any, shape: ModelShape, environment: Mapping[str, str]) -> float:
@@ -371,29 +439,37 @@ def _save_count(values: Any) -> int:
 
 
 def check_disk(values: Any, shape: ModelShape, environment: Mapping[str, str]) -> list[str]:
-    """The disk line of the plan.
+    """The disk lines of the plan.
 
     Raises:
-        RecipeError: when the checkpoints would fill the disk.
+        RecipeError: when not even one checkpoint and the final model fit.
     """
-    folder = Path(values.output_dir).absolute()
+    folder = Path(values.output_dir).expanduser().absolute()
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     # A resumed run has written some of them already.
-    free += sum(file.stat().st_size for file in Path(values.output_dir).glob("checkpoint-*/**/*") if file.is_file())
+    free += sum(file.stat().st_size for file in folder.glob("checkpoint-*/**/*") if file.is_file())
     one, count = checkpoint_bytes(values, shape, environment), _save_count(values)
-    needed = one * count + shape.parameters * _bytes_of(values.dtype)
-    if needed > free:
+    final = shape.parameters * _bytes_of(values.dtype)
+    if one * min(count, 1) + final > free:
         raise RecipeError(
-            f"{count} checkpoints of {_size(one)} and the final model need {_size(needed)}, and {_size(free)} are free "
-            f"at {values.output_dir}: lower save_total_limit, raise save_steps, or set save_only_model: true"
+            f"a checkpoint of {_size(one)} and the final model of {_size(final)} do not fit into the {_size(free)} "
+            f"free at {values.output_dir}: make room, choose another output_dir, or set save_only_model: true"
         )
-    return [f"  disk:       {count} x {_size(one)} for checkpoints at a time, and the final model; {_size(free)} free"]
+    lines = [f"  disk:       {count} x {_size(one)} for checkpoints at a time, and {_size(final)} for the final model; "
+             f"{_size(free)} free"]  # fmt: skip
+    if one * count + final > free:
+        lines.append(
+            f"              WARNING: {_size(one * count + final)} are needed in all. After "
+            f"{int((free - final) // one)} checkpoints the disk is full and no more are written: set "
+            f"save_total_limit: 2, raise save_steps, or set save_only_model: true"
+        )
+    return lines
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Time, Hub, departures
+# Time, departures
 # --------------------------------------------------------------------------------------------------------------------
 
 
@@ -414,33 +490,6 @@ def _time_line(values: Any, recipe_path: str | None) -> str:
     return f"  time:       not measured for this recipe; {amount}"
 
 
-def _hub_line(values: Any, ask_hub: bool) -> str:
-    """Where the model goes. Raises RecipeError when the Hub refuses the token."""
-    if not values.push_to_hub:
-        return "  Hub:        nothing is uploaded (push_to_hub: false)"
-    target = values.hub_model_id or Path(values.output_dir).name
-    visibility = "public" if values.hub_private_repo is False else "private" if values.hub_private_repo else "default"
-    if not ask_hub:
-        return f"  Hub:        uploads to {target} ({visibility}); the token is not checked"
-    import httpx
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
-
-    try:
-        account = HfApi(token=values.hub_token).whoami()
-    except (LocalTokenNotFoundError, HfHubHTTPError) as error:
-        raise RecipeError(f"push_to_hub: the Hub does not take the token ({error}): `hf auth login`, or push_to_hub: "
-                          f"false") from error  # fmt: skip
-    except (OSError, httpx.HTTPError) as error:
-        return f"  Hub:        cannot be asked now ({error}); uploads to {target} ({visibility})"
-    owner, _, name = target.rpartition("/")
-    writable = [account["name"], *(org["name"] for org in account.get("orgs", []))]
-    if owner and owner not in writable:
-        raise RecipeError(f"push_to_hub: {account['name']} cannot write to {owner}: set hub_model_id to one of "
-                          f"{', '.join(f'{w}/{name}' for w in writable)}")  # fmt: skip
-    return f"  Hub:        uploads to {owner or account['name']}/{name} ({visibility}) as {account['name']}"
-
-
 def _size(size: float) -> str:
     return f"{size / GB:.1f} GB" if size >= 0.1 * GB else f"{size / 1e6:.0f} MB"
 
@@ -449,8 +498,11 @@ def check_software(values: Any, where: Placement) -> None:
     """Refuses what the installed packages or the machine cannot do. Raises RecipeError."""
     from importlib.util import find_spec
 
-    if where.on_cpu and (values.bf16 or values.fp16):
-        raise RecipeError("bf16 and fp16 need a GPU: write bf16: false, or run this recipe on one")
+    if where.on_cpu and (uses_bf16(values) or values.fp16):
+        left_out = " (TRL takes a bf16 that is left out for true)" if values.bf16 is None else ""
+        raise RecipeError(f"bf16 and fp16 need a GPU{left_out}: write bf16: false, or run this recipe on one")
+    if values.bf16 and values.fp16:
+        raise RecipeError("bf16 and fp16 exclude each other: remove one of them")
     if values.attn_implementation == "flash_attention_2":
         if where.on_cpu:
             raise RecipeError("attn_implementation: flash_attention_2 needs a GPU: write sdpa")
@@ -470,6 +522,7 @@ def describe(
     *,
     recipe_path: str | None = None,
     changed: Mapping[str, Any] | None = None,
+    hub_line: str = "  Hub:        nothing is uploaded (push_to_hub: false)",
     ask_hub: bool = False,
     environment: Mapping[str, str] = os.environ,
 ) -> list[str]:
@@ -481,14 +534,17 @@ def describe(
         gpus: the visible GPUs.
         recipe_path: the recipe's file, beside which measured runs are kept.
         changed: keys that differ from TRL's defaults.
-        ask_hub: whether the Hub may be asked about model, token and target.
+        hub_line: what `hub.describe` says.
+        ask_hub: whether the Hub may be asked about the model.
         environment: the launcher's variables.
 
     Raises:
         RecipeError: for what would fail later; one line with the change to make.
     """
     check_software(values, where)
+    check_output_dir(values.output_dir)
     batch = batch_of(values, machine.processes)
+    check_evaluation(values, machine.processes)
     rounds = batch.per_step / batch.per_generation
     generated = (
         "generated at once" if rounds == 1 else
@@ -515,9 +571,9 @@ def describe(
         memory = memory_of(values, shape, batch, machine, where, environment)
         lines += check_memory(values, memory, machine, where, gpus, shape)
         lines += check_disk(values, shape, environment)
-    lines += [_time_line(values, recipe_path), _hub_line(values, ask_hub)]
+    lines += [_time_line(values, recipe_path), hub_line]
     if changed:
-        hidden = {"output_dir", "model_name_or_path", "hub_token", "dry_run", "hub_checks"}
+        hidden = {"output_dir", "model_name_or_path", "hub_token", "dry_run", "hub_checks", "resume_from_checkpoint"}
         shown = ", ".join(f"{key} {value}" for key, value in sorted(changed.items()) if key not in hidden)
         lines.append(f"  not the default: {shown}")
     return lines

@@ -182,7 +182,9 @@ def _plain_values(text: str, loader_class: Any) -> Any:
             return None
         if _written_out(node, {}) > MAX_YAML_VALUES:
             raise ValueError(f"it has more than {MAX_YAML_VALUES} values with its aliases written out")
-        return loader.construct_document(node)
+        values = loader.construct_document(node)
+        repr(values)  # a message can show whatever it is; not so an octal number of thousands of digits
+        return values
     # A tag on something else, such as `!!bool 3`, leaves PyYAML as whatever the conversion raised.
     except (yaml.YAMLError, RecursionError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         raise ValueError(str(error)) from error

@@ -11,6 +11,7 @@ import hashlib
 import html
 import json
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -123,17 +124,21 @@ def draw_curves(charts: Sequence[Chart], names: Sequence[str], path: Path) -> No
             if points and len(points[0]) == 4:
                 low, high = ([scale * point[i] for point in points] for i in (2, 3))
                 axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
-        axes.set_title(chart.title + (", %" if chart.is_share else ""), fontsize=10)
+        axes.set_title(_as_drawn(chart.title) + (", %" if chart.is_share else ""), fontsize=10)
         axes.set_ylim(bottom=min(0, axes.get_ylim()[0]) if axes.get_ylim()[0] < 0 else 0)
         if chart.is_share:
             axes.set_ylim(0, 103)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     lines = [Line2D([], [], color=colour) for colour in colours]
-    # Names are data: a `$` in one must not start mathematics, and one that begins with `_` would be left out.
-    labels = [" " + name.replace("$", r"\$") for name in names]
+    labels = [" " + _as_drawn(name) for name in names]  # one that begins with `_` would be left out
     figure.legend(lines, labels, loc="outside upper center", frameon=False, ncols=min(3, len(names)))
     figure.savefig(path, dpi=130)
+
+
+def _as_drawn(text: str) -> str:
+    """Names are data: a `$` in one must not start mathematics, and what is no character has no shape."""
+    return printable(text).replace("$", r"\$")
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -239,37 +244,54 @@ def pack_samples(samples: Sequence[Sample]) -> dict[str, Any]:
 def describe_run(run: RunRecord, samples_shown: int) -> dict[str, Any]:
     """What the page says about a run besides its curves and samples: plain strings, lists and numbers."""
     description = run.description
-    steps = run.recipe.get("max_steps")
-    of = f" of {steps}" if isinstance(steps, int) and steps > 0 else ""
+    command = description.get("command")
     notes = []
     if run.skipped:
         notes.append(f"{run.skipped} lines of the sample files hold no whole sample and were skipped.")
     if samples_shown < len(run.samples):
         notes.append(f"An even choice of {samples_shown} of the {len(run.samples)} samples is on this page.")
-    share, success_share = run.recipe.get("sample_share"), run.recipe.get("success_sample_share")
-    if run.samples and isinstance(share, (int, float)) and isinstance(success_share, (int, float)) and success_share:
+    shares: list[Any] = [run.recipe.get(key) for key in ("sample_share", "success_sample_share")]
+    if run.samples and all(isinstance(share, (int, float)) and 0 <= share <= 1 for share in shares) and shares[1]:
         notes.append(
-            f"Kept were {_percent(share)} of all completions and, besides, {_percent(success_share)} of the correct "
+            f"Kept were {_percent(shares[0])} of all completions and, besides, {_percent(shares[1])} of the correct "
             f"ones: their share here is not the success rate."
         )
     return {
         "name": run.name,
-        "state": f"finished, {run.step} steps" if run.finished else f"not finished, step {run.step}{of}",
+        "state": describe_state(run, time.time()),
         "tiles": _tiles(run),
         "notes": notes,
         "facts": {
             "started": _as_text(description.get("started")),
-            "command": " ".join(map(str, description.get("command") or [])),
+            "command": " ".join(map(str, command if isinstance(command, list) else [])),
             "git commit": _as_text(description.get("git_commit")),
             **{
                 f"{part}: {key}": _as_text(value)
                 for part in ("hardware", "split", "versions")
-                for key, value in (description.get(part) or {}).items()
+                if isinstance(described := description.get(part), dict)
+                for key, value in described.items()
             },
         },
         "recipe": {key: _as_text(value) for key, value in run.recipe.items()},
         "tables": [table for name, content in run.evaluations.items() for table in _tables(name, content)],
     }
+
+
+def describe_state(run: RunRecord, now: float) -> str:
+    """Whether the run is finished; if not, how far it came and how long it has been silent.
+
+    A run that is still going writes every few steps, so that its silence tells it from one that has died.
+
+    Args:
+        run: the run.
+        now: the time in seconds since 1970.
+    """
+    if run.finished:
+        return f"finished, {run.step} steps"
+    steps = run.recipe.get("max_steps")
+    of = f" of {steps}" if isinstance(steps, int) and steps > 0 else ""
+    silence = _duration(max(0.0, now - run.last_written))
+    return f"not finished, step {run.step}{of}, last written {silence} before this report"
 
 
 def _percent(share: float) -> str:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mini_r1.plan import batch_of
+from mini_r1.plan import batch_of, uses_bf16
 from mini_r1.recipe import RecipeError, world_size
 
 logger = logging.getLogger(__name__)
@@ -30,6 +30,8 @@ SET_ASIDE = "set-aside"
 TRAINER_STATE = "trainer_state.json"
 # Checkpoints that are asked for on the Hub: `hub`, or `hub:step-50`.
 HUB = "hub"
+# Files that a manifest does not answer for: itself, and what no resumed run reads.
+_NOT_NEEDED = (MANIFEST, f"{MANIFEST}.new", "training_args.bin", "zero_to_fp32.py", "README.md")
 # How long a second start waits for the processes of the first to be gone, in seconds.
 _LOCK_WAIT = 20.0
 
@@ -67,11 +69,11 @@ def write_manifest(folder: Path, state: Mapping[str, Any]) -> None:
     """
     files = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file():
+        if path.is_file() and path.name not in _NOT_NEEDED:
             files[path.relative_to(folder).as_posix()] = path.stat().st_size
             _sync(path)
     draft = folder / f"{MANIFEST}.new"
-    draft.write_text(json.dumps({**state, "files": files}, indent=1) + "\n")
+    draft.write_text(json.dumps({**state, "written": time.time(), "files": files}, indent=1) + "\n")
     _sync(draft)
     draft.replace(folder / MANIFEST)
     _sync(folder)
@@ -127,6 +129,10 @@ def checkpoints_in(folder: Path) -> dict[int, Path]:
 # --------------------------------------------------------------------------------------------------------------------
 # Where to go on
 # --------------------------------------------------------------------------------------------------------------------
+
+
+class FinishedError(RecipeError):
+    """The run came to its end before; only uploads may still be owed."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +204,7 @@ def find(values: Any, environment: Mapping[str, str] = os.environ) -> Resume | N
         resume = _checked(Resume(path, step, read_manifest(path) or {}, True, aside), values, environment)
         # The last thing that a run writes: without it, going on from the last checkpoint only does the closing.
         if _is_finished(folder, step, values):
-            raise RecipeError(
+            raise FinishedError(
                 f"the run in {folder} is finished (step {step}): choose another --output_dir, remove the folder, or "
                 f"raise max_steps to go on"
             )
@@ -257,6 +263,7 @@ def identity(values: Any, environment: Mapping[str, str] = os.environ) -> dict[s
     fixed |= {"completions a step": batch.per_step, "completions per generation": batch.per_generation}
     fixed["sharding"] = sharded
     free = {key: getattr(values, key, None) for key in _FREE}
+    free["bf16"] = uses_bf16(values)  # None stands for a choice
     free["processes"] = world_size()
     if sharded:  # each process holds a part of the optimizer, and DeepSpeed its learning rate
         fixed["processes"], fixed["learning_rate"] = free.pop("processes"), free.pop("learning_rate")

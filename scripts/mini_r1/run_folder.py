@@ -22,7 +22,7 @@ from typing import Any
 
 from mini_r1 import resumption
 from mini_r1.completions import SAMPLE_NAMES
-from mini_r1.puzzle_data import GENERATE, PuzzleSplit
+from mini_r1.puzzle_data import PuzzleSplit
 from mini_r1.recipe import RecipeError, is_first_process, world_size
 from mini_r1.statistics import wilson_interval
 
@@ -230,39 +230,13 @@ def held_out_curve(log_history: list[dict[str, Any]], puzzles: int) -> list[dict
     return list(curve.values())
 
 
-def save_final_model(run: Run, trainer: Any, base_model: str, dataset: str) -> None:
-    """Writes the final weights, the tokenizer and the model card into the run folder; all ranks must call it."""
+def save_final_model(run: Run, trainer: Any) -> None:
+    """Writes the final weights and the tokenizer into the run folder; all ranks must call it."""
     if trainer.is_fsdp_enabled:  # checkpoints are sharded, the final model is one that from_pretrained reads
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-    trainer.save_model(str(run.folder), _internal_call=True)  # any other call would push before the run is closed
-    if not trainer.accelerator.is_main_process:
-        return
-    trainer.processing_class.save_pretrained(run.folder)
-    trainer.create_model_card(
-        model_name=run.folder.resolve().name,
-        dataset_name=None if dataset == GENERATE or Path(dataset).exists() else dataset,
-        tags=["grpo", "countdown", "mini-r1"],
-    )
-    card = run.folder / "README.md"
-    if Path(base_model).exists() and card.is_file():  # TRL names only base models that are on the Hub
-        text = card.read_text().replace("[None](https://huggingface.co/None)", f"`{base_model}`")
-        card.write_text(text.replace('model="None"', f'model="{run.folder}"'))
-
-
-def push(run: Run, trainer: Any) -> None:
-    """Uploads the run folder as the recipe says; a failure is told with the way to try again, and loses nothing."""
-    import httpx
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        trainer.push_to_hub(commit_message=f"Run {run.name}")
-    except (OSError, HfHubHTTPError, httpx.HTTPError) as error:
-        logger.error(
-            "the upload failed (%s); nothing is lost: `hf upload %s %s` tries again",
-            error,
-            trainer.hub_model_id,
-            run.folder,
-        )
+    trainer.save_model(str(run.folder), _internal_call=True)  # any other call would push
+    if trainer.accelerator.is_main_process:
+        trainer.processing_class.save_pretrained(run.folder)
 
 
 def close_run(run: Run, trainer: Any) -> None:
@@ -287,6 +261,7 @@ def close_run(run: Run, trainer: Any) -> None:
             )
     else:
         lines.append("  held-out success: not measured (set eval_strategy and eval_steps in the recipe)")
+    trainer.create_model_card()
     lines += [
         f"  samples to read:  {run.samples_folder}/",
         f"  samples as JSONL: {run.folder / 'samples'}/",

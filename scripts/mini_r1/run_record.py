@@ -5,19 +5,27 @@ Written by `run_folder` and the trainer; read here for reports. Standard library
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from mini_r1.completions import Sample
+from mini_r1.completions import Sample, printable
 from mini_r1.recipe import RecipeError
-from mini_r1.run_folder import held_out_curve
+from mini_r1.run_folder import SUCCESS_METRIC, held_out_curve
 
 # Far more numbers than any puzzle has; telling what sums reach takes 2**count steps.
 _MAX_NUMBERS = 12
+# Beyond it no evaluation can have gone, and the arithmetic of its interval leaves the range of floats.
+_MAX_PUZZLES = 10**9
+# Nothing that was computed in single precision comes near it, and curves cannot be drawn far beyond.
+_MAX_VALUE = 1e100
+
+_REPORT_FILES = ("report.html", "report.png")
 
 _SAMPLE_FIELDS = {field.name for field in fields(Sample)}
 
@@ -37,6 +45,7 @@ class RunRecord:
         skipped: lines of the sample files that hold no whole sample.
         evaluations: file name without suffix -> what `evaluation/*.json` holds, where that is a dict.
         finished: whether the run came to its end.
+        last_written: when it wrote last, in seconds since 1970: the time of its newest file.
     """
 
     folder: Path
@@ -47,10 +56,11 @@ class RunRecord:
     skipped: int
     evaluations: dict[str, dict[str, Any]]
     finished: bool
+    last_written: float
 
     @property
     def name(self) -> str:
-        return str(self.description.get("name") or self.folder.resolve().name)
+        return printable(str(self.description.get("name") or self.folder.resolve().name))
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -77,7 +87,7 @@ def read_run(folder: Path) -> RunRecord:
         description = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise RecipeError(f"{folder} is no run folder: there is no run.json in it") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RecipeError(f"cannot read {folder / 'run.json'}: {error}") from error
     if not isinstance(description, dict):
         raise RecipeError(f"{folder / 'run.json'} does not describe a run")
@@ -94,7 +104,21 @@ def read_run(folder: Path) -> RunRecord:
         skipped=skipped,
         evaluations={name: content for name, content in evaluations.items() if isinstance(content, dict)},
         finished=(folder / "trainer_state.json").is_file(),
+        last_written=_last_written(folder),
     )
+
+
+def _last_written(folder: Path) -> float:
+    """The time of the run's newest file; reports and evaluations are made by others, later."""
+    newest = 0.0
+    for place, folders, files in os.walk(folder):  # a running run may remove what was just listed: walk passes over it
+        if place == str(folder):
+            folders[:] = [name for name in folders if name != "evaluation"]
+            files = [name for name in files if name not in _REPORT_FILES]
+        for name in files:
+            with contextlib.suppress(OSError):
+                newest = max(newest, Path(place, name).stat().st_mtime)
+    return newest
 
 
 def _read_json(path: Path) -> Any:
@@ -106,7 +130,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _MAX_VALUE
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -122,11 +146,14 @@ def read_tensorboard(folder: Path) -> list[dict[str, float]]:
     files = sorted(folder.glob("events.out.tfevents.*"))  # the names go on with the time of writing
     if not files:
         return []
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     history: dict[float, dict[str, float]] = {}
     for file in files:
-        events = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()  # 0: all of them
+        events = EventAccumulator(str(file), size_guidance={"scalars": 0})  # 0: all of them
+        with contextlib.suppress(OSError, DecodeError):  # what was read before a broken record is kept
+            events.Reload()
         steps: dict[float, dict[str, float]] = {}
         for tag in events.Tags()["scalars"]:
             kind, _, name = tag.partition("/")
@@ -155,8 +182,8 @@ def read_trainer_state(folder: Path) -> list[dict[str, float]]:
             history: dict[float, dict[str, float]] = {}
             for entry in entries:
                 if isinstance(entry, dict) and _is_number(entry.get("step")):
-                    numbers = {key: value for key, value in entry.items() if _is_number(value)}
-                    history.setdefault(entry["step"], {}).update(numbers)
+                    numbers = {key: float(value) for key, value in entry.items() if _is_number(value)}
+                    history.setdefault(entry["step"], {}).update({**numbers, "step": entry["step"]})
             return [history[step] for step in sorted(history)]
     return []
 
@@ -167,16 +194,20 @@ def _held_out(folder: Path, description: dict[str, Any], history: list[dict[str,
     points = [
         point
         for point in (written if isinstance(written, list) else [])
-        if isinstance(point, dict) and all(_is_number(point.get(k)) for k in ("step", "pass@1", "low", "high"))
+        if isinstance(point, dict)
+        and _is_number(point.get("step"))
+        and all(_is_number(point.get(key)) and 0 <= point[key] <= 1 for key in ("pass@1", "low", "high"))
     ]
     sizes = [
-        (description.get(part) or {}).get(key)
+        described.get(key)
         for part, key in (("recipe", "eval_puzzles"), ("split", "held_out_puzzles"))
+        if isinstance(described := description.get(part), dict)
     ]
     # Before the run is closed, the recipe tells how many puzzles there are; the last part of a batch may be less.
     known = [float(size) for size in sizes if size is not None and _is_number(size)]
-    puzzles = points[0].get("puzzles") if points else min(known, default=0)
-    curve = held_out_curve(history, int(puzzles)) if puzzles else []
+    puzzles: Any = points[0].get("puzzles") if points else min(known, default=0)
+    rates = [entry for entry in history if 0 <= entry.get(SUCCESS_METRIC, 0) <= 1]
+    curve = held_out_curve(rates, int(puzzles)) if _is_number(puzzles) and 1 <= puzzles <= _MAX_PUZZLES else []
     by_step = {point["step"]: point for point in (*curve, *points)}
     return [by_step[step] for step in sorted(by_step)]
 
@@ -206,7 +237,7 @@ def read_samples(folder: Path) -> tuple[list[Sample], int]:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
+    with contextlib.suppress(OSError), path.open("rb") as file:
         yield from filter(bytes.strip, file)
 
 

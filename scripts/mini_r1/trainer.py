@@ -27,6 +27,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from mini_r1 import resumption
+from mini_r1.recipe import RecipeError
 from mini_r1.resumption import Resume
 
 logger = logging.getLogger(__name__)
@@ -268,6 +269,7 @@ class CountdownGRPOTrainer(GRPOTrainer):
             all ranks. It must not raise.
         sample_sizes: tells the sizes of the sample files, which go into checkpoints.
         after_save: called on the main process with every complete checkpoint's folder. It must not raise or wait.
+        write_card: writes the model card.
     """
 
     def __init__(self, *args: Any, trim: bool = True, resume: Resume | None = None, **kwargs: Any):
@@ -275,6 +277,7 @@ class CountdownGRPOTrainer(GRPOTrainer):
         self.observer: Observer | None = None
         self.sample_sizes: Callable[[], dict[str, int]] = dict
         self.after_save: Callable[[Path], None] | None = None
+        self.write_card: Callable[[], None] | None = None
         self._resume = resume
         if not self.args.disable_tqdm:
             self.remove_callback(ProgressCallback)
@@ -356,6 +359,15 @@ class CountdownGRPOTrainer(GRPOTrainer):
         rotate_checkpoints(self.args.output_dir, self.args.save_total_limit, self.state.best_model_checkpoint, True)
         if self.after_save is not None:
             self.after_save(folder)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Writes the project's model card instead of TRL's, which TRL asks for with every checkpoint."""
+        if self.write_card is None or not self.accelerator.is_main_process:
+            return
+        try:
+            self.write_card()
+        except (OSError, RecipeError) as error:
+            logger.warning("the model card could not be written (%s)", error)
 
     def _room_for(self, folder: Path) -> str | None:
         """Why a checkpoint would not fit, going by the size of the last one; None when nothing speaks against it."""
