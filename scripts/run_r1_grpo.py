@@ -31,7 +31,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mini_r1 import hub, placement, plan, process_guard, recipe, resumption, run_folder, vllm_server
+from mini_r1 import guards, hub, placement, plan, process_guard, recipe, resumption, run_folder, vllm_server
 from mini_r1.completions import (
     Sample,
     SampleLog,
@@ -111,12 +111,13 @@ class ScriptArguments:
 
 
 # What a recipe may say beyond TRL's ModelConfig and GRPOConfig.
-OWN_ARGUMENTS = (ScriptArguments, VLLMArguments, hub.HubArguments)
+OWN_ARGUMENTS = (ScriptArguments, VLLMArguments, hub.HubArguments, guards.GuardArguments)
 
 
 def check_values(values: Any) -> None:
     """Refuses values that cannot work. `values` holds every recipe key. Raises RecipeError, which names the key."""
     hub.check_values(values)
+    guards.check_values(values)
     recipe.require_at_least(
         values, 0, "learning_rate", "temperature", "max_completion_length", "max_prompt_tokens", exclusive=True
     )
@@ -407,12 +408,12 @@ def main(argv: list[str]) -> None:
 
     # ---- recipe ----------------------------------------------------------------------------------------------------
     try:
-        model_args, script_args, vllm_args, hub_args, training_args = recipe.parse(
+        model_args, script_args, vllm_args, hub_args, guard_args, training_args = recipe.parse(
             (ModelConfig, *OWN_ARGUMENTS, GRPOConfig), argv, check_values
         )
         run_folder.set_up_logging(training_args)
         run_folder.check_writable(training_args.output_dir)
-        values = recipe.merged(model_args, script_args, vllm_args, hub_args, training_args)
+        values = recipe.merged(model_args, script_args, vllm_args, hub_args, guard_args, training_args)
         if recipe.is_main_process():
             resumption.hold(Path(training_args.output_dir))
         with PartialState().local_main_process_first():
@@ -517,7 +518,8 @@ def main(argv: list[str]) -> None:
         recipe.fail(str(error))
     except (ImportError, OSError, ValueError) as error:  # a package, weights or a value that is not there
         recipe.fail(f"cannot set up the trainer as the recipe asks: {error}")
-    run = run_folder.open_run(training_args, resume, argv, split, values, script_args, vllm_args, hub_args, model_args)
+    run = run_folder.open_run(training_args, resume, argv, split, values, script_args, vllm_args, hub_args, guard_args,
+                              model_args)  # fmt: skip
     folders = run_folder.sample_folders(run)
     sample_log = SampleLog(folders["text"], folders["json"], share=script_args.sample_share,
                            success_share=script_args.success_sample_share)  # fmt: skip
@@ -532,7 +534,10 @@ def main(argv: list[str]) -> None:
 
     if training_args.use_vllm:
         text = tokenizer(train_dataset[0]["prompt"])["input_ids"]
-        trainer.add_callback(VLLMAgreement(trainer, text, resumed=resume is not None))
+        trainer.add_callback(
+            VLLMAgreement(trainer, text, resumed=resume is not None, largest_gap=guard_args.guard_logprob_gap)
+        )
+    trainer.watch(values)
 
     # ---- train and save --------------------------------------------------------------------------------------------
     try:
@@ -543,6 +548,9 @@ def main(argv: list[str]) -> None:
         run_folder.close_run(run, trainer)
     except VLLMServerError as error:  # raised on every rank at once
         recipe.fail(f"{error}; {trainer.save_interrupted()}", code=3)
+    except guards.GuardError as error:  # on every rank, too
+        saved = trainer.save_interrupted() if error.is_sound else "nothing is saved, for the weights are spoilt"
+        recipe.fail(f"step {trainer.state.global_step}: {error}; {saved}", code=guards.EXIT_CODE)
     trainer.save_state()  # last, for it marks the run as finished
     if uploader is not None:
         print("\n".join(uploader.finish(60 * hub_args.hub_wait_minutes)), flush=True)

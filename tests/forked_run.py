@@ -130,20 +130,36 @@ def kill_while_closing(number: int) -> None:
     run_folder.save_final_model = _at_call(number, die, run_folder.save_final_model)
 
 
-def nan_in_step(number: int) -> None:
+def nan_loss(number: int) -> None:
     """The loss of one micro-batch is not a number."""
-    from mini_r1.trainer import CountdownGRPOTrainer
+    from trl import GRPOTrainer
 
-    compute, calls = CountdownGRPOTrainer._compute_loss, 0
+    compute, calls = GRPOTrainer._compute_loss, 0
 
     def poisoned(self: Any, model: Any, inputs: Any) -> Any:
         nonlocal calls
+        calls += bool(self.model.training)
         loss = compute(self, model, inputs)
-        if model.training:
-            calls += 1
         return loss * float("nan") if calls == number else loss
 
-    CountdownGRPOTrainer._compute_loss = poisoned
+    GRPOTrainer._compute_loss = poisoned
+
+
+def infinite_gradient(number: int) -> None:
+    """A gradient overflows, although the loss was finite."""
+    from mini_r1.trainer import CountdownGRPOTrainer
+
+    step, calls = CountdownGRPOTrainer.training_step, 0
+
+    def poisoned(self: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        loss = step(self, *args, **kwargs)
+        if calls == number:
+            next(self.model.parameters()).grad[0, 0] = float("inf")
+        return loss
+
+    CountdownGRPOTrainer.training_step = poisoned
 
 
 def watch(path: str) -> None:

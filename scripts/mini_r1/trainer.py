@@ -26,7 +26,8 @@ from transformers.trainer_utils import rotate_checkpoints
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from mini_r1 import resumption
+from mini_r1 import guards, resumption
+from mini_r1.guards import GuardError, Guards
 from mini_r1.recipe import RecipeError
 from mini_r1.resumption import Resume
 
@@ -116,7 +117,8 @@ class OneLineProgress(ProgressCallback):
 
 
 class VLLMAgreement(TrainerCallback):
-    """Compares vLLM's log-probabilities of a fixed text with the trainer's before the first step and after the last.
+    """Compares vLLM's log-probabilities of a fixed text with the trainer's: before the first step, with every
+    checkpoint, and after the last step.
 
     They agree only if vLLM computes with the weights that are trained, so this shows whether updates arrive. Writes
     `vllm_agreement.json` into the run folder: per comparison the step, the tokens, both lists, and their differences.
@@ -125,24 +127,38 @@ class VLLMAgreement(TrainerCallback):
         trainer: a trainer that generates with vLLM.
         token_ids: the text.
         resumed: whether the comparisons of an earlier part of the run are kept.
+        largest_gap: the mean difference beyond which the run stops; 0 for none.
     """
 
-    def __init__(self, trainer: CountdownGRPOTrainer, token_ids: list[int], resumed: bool = False):
-        self.trainer, self.token_ids = trainer, token_ids
+    def __init__(
+        self, trainer: CountdownGRPOTrainer, token_ids: list[int], resumed: bool = False, largest_gap: float = 0.0
+    ):
+        self.trainer, self.token_ids, self.largest_gap = trainer, token_ids, largest_gap
         self.path = Path(trainer.args.output_dir, AGREEMENT_NAME)
         self.records: list[dict[str, Any]] = []
         if resumed and self.path.is_file():
             self.records = json.loads(self.path.read_text())
 
-    def _compare(self, step: int) -> None:
+    def _compare(self, step: int, may_stop: bool) -> None:
         by_vllm, by_trainer = self.trainer.logprobs_of(self.token_ids)
-        if not self.trainer.accelerator.is_main_process:
-            return
+        mean = [self._record(step, by_vllm, by_trainer) if self.trainer.accelerator.is_main_process else 0.0]
+        broadcast_object_list(mean)
+        if may_stop and 0 < self.largest_gap < mean[0]:
+            raise GuardError(
+                f"vLLM's and the trainer's log-probabilities of a fixed text differ by {mean[0]:.3g} nats a token: "
+                f"vLLM samples from another model than the one that is trained; check model_revision, dtype and "
+                f"vllm_dtype (guard_logprob_gap)"
+            )
+
+    def _record(self, step: int, by_vllm: list[float], by_trainer: list[float]) -> float:
         differences = [abs(a - b) for a, b in zip(by_vllm, by_trainer, strict=True)]
         mean, largest = sum(differences) / len(differences), max(differences)
         self.records.append({"step": step, "token_ids": self.token_ids, "vllm": by_vllm, "trainer": by_trainer,
                              "mean_difference": mean, "largest_difference": largest})  # fmt: skip
-        self.path.write_text(json.dumps(self.records, indent=1) + "\n")
+        try:
+            self.path.write_text(json.dumps(self.records, indent=1) + "\n")
+        except OSError as error:
+            logger.warning("cannot write %s (%s)", self.path, error)
         logger.log(
             logging.WARNING if mean > _DISAGREEMENT else logging.INFO,
             "step %d: vLLM's and the trainer's log-probabilities of a fixed text differ by %.2g in the mean, %.2g at "
@@ -150,12 +166,41 @@ class VLLMAgreement(TrainerCallback):
             "; vLLM samples from another model than the one trained: check revision and dtype"
             if mean > _DISAGREEMENT else "",
         )  # fmt: skip
+        return mean
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._compare(state.global_step)
+        self._compare(state.global_step, may_stop=True)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step < state.max_steps:
+            self._compare(state.global_step, may_stop=True)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._compare(state.global_step)
+        self._compare(state.global_step, may_stop=False)
+
+
+class GuardCallback(TrainerCallback):
+    """Shows the guards what is logged, and gradients before they are applied. Raises GuardError on every rank."""
+
+    def __init__(self, trainer: CountdownGRPOTrainer, watch: Guards, stop_on_non_finite: bool):
+        self.trainer, self.watch, self.stop_on_non_finite = trainer, watch, stop_on_non_finite
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        # Times differ between ranks, and all must come to the same decision.
+        found = [self.watch.observe(state.global_step, logs or {})]
+        broadcast_object_list(found)
+        for alarm in found[0]:
+            if alarm.stops:
+                raise GuardError(alarm.message, is_sound=alarm.is_sound)
+            logger.warning("step %d: %s", state.global_step, alarm.message)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not self.stop_on_non_finite:
+            return
+        finite = [parameter.grad.isfinite().all() for parameter in self.trainer.model.parameters()
+                  if parameter.grad is not None]  # fmt: skip
+        if finite:  # DeepSpeed keeps gradients to itself
+            self.trainer.stop_unless(torch.stack([flag.to(finite[0].device) for flag in finite]).all(), "the gradient")
 
 
 class StepBoundary(TrainerCallback):
@@ -270,6 +315,7 @@ class CountdownGRPOTrainer(GRPOTrainer):
         sample_sizes: tells the sizes of the sample files, which go into checkpoints.
         after_save: called on the main process with every complete checkpoint's folder. It must not raise or wait.
         write_card: writes the model card.
+        stop_on_non_finite: whether a loss that is NaN or infinite stops the run before it reaches the weights.
     """
 
     def __init__(self, *args: Any, trim: bool = True, resume: Resume | None = None, **kwargs: Any):
@@ -278,6 +324,7 @@ class CountdownGRPOTrainer(GRPOTrainer):
         self.sample_sizes: Callable[[], dict[str, int]] = dict
         self.after_save: Callable[[Path], None] | None = None
         self.write_card: Callable[[], None] | None = None
+        self.stop_on_non_finite = False
         self._resume = resume
         if not self.args.disable_tqdm:
             self.remove_callback(ProgressCallback)
@@ -380,6 +427,11 @@ class CountdownGRPOTrainer(GRPOTrainer):
         except OSError as error:
             return str(error)
         return f"it takes some {size / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free" if size > free else None
+
+    def watch(self, values: Any) -> None:
+        """Sets the guards; `values` holds the recipe's keys as attributes."""
+        self.stop_on_non_finite = values.guard_non_finite
+        self.add_callback(GuardCallback(self, Guards(values), values.guard_non_finite))
 
     def save_interrupted(self) -> str:
         """Saves a checkpoint of the last finished step when a run cannot go on; all ranks must call it.
@@ -503,7 +555,17 @@ class CountdownGRPOTrainer(GRPOTrainer):
         return rewards
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        return super()._compute_loss(model, trim_padding(inputs) if self._trim else inputs)
+        loss = super()._compute_loss(model, trim_padding(inputs) if self._trim else inputs)
+        if self.stop_on_non_finite and self.model.training:
+            self.stop_unless(loss.detach().isfinite(), "the loss")
+        return loss
+
+    def stop_unless(self, is_finite: torch.Tensor, what: str) -> None:
+        """Raises GuardError on every rank when it is not true on one of them."""
+        if not bool(
+            self.accelerator.reduce(is_finite.float().reshape(1), reduction="sum") >= self.accelerator.num_processes
+        ):
+            raise GuardError(guards.NON_FINITE.format(what=what))
 
 
 def _is_about_the_disk(error: BaseException) -> bool:
