@@ -351,6 +351,7 @@ class CountdownGRPOTrainer(GRPOTrainer):
             "step": self.state.global_step,
             "processes": self.accelerator.num_processes,
             "micro_steps": self._step,
+            "tokens": self.state.num_input_tokens_seen,
             "loss_sum": self._total_loss_scalar if hasattr(self, "_total_loss_scalar") else 0.0,
             "samples": self.sample_sizes(),
         }
@@ -450,7 +451,7 @@ class CountdownGRPOTrainer(GRPOTrainer):
         broadcast_object_list(there)
         if not there[0]:
             state = {**self._boundary.state, "step": step}
-            self._step = state["micro_steps"]
+            self._step, self.state.num_input_tokens_seen = state["micro_steps"], state["tokens"]
             self.control.should_save = False
             now = _random_state()
             _restore_random_state(self._boundary.random_state)
