@@ -456,11 +456,13 @@ def main(argv: list[str]) -> None:
     except (DataError, recipe.RecipeError) as error:
         recipe.fail(str(error))
     evaluates = training_args.eval_strategy != "no"
-    training_args.eval_on_start &= evaluates and resume is None
+    if resume is not None:
+        training_args.eval_on_start = resumption.lacks_evaluation(resume, training_args.eval_steps)
+    training_args.eval_on_start &= evaluates
 
     # ---- tokenizer and model ---------------------------------------------------------------------------------------
     from mini_r1 import model_card
-    from mini_r1.trainer import CountdownGRPOTrainer, VLLMAgreement
+    from mini_r1.trainer import CountdownGRPOTrainer, VLLMAgreement, is_about_the_disk
 
     tokenizer_name = script_args.tokenizer_name_or_path or model_args.model_name_or_path
     try:
@@ -518,8 +520,11 @@ def main(argv: list[str]) -> None:
         recipe.fail(str(error))
     except (ImportError, OSError, ValueError) as error:  # a package, weights or a value that is not there
         recipe.fail(f"cannot set up the trainer as the recipe asks: {error}")
-    run = run_folder.open_run(training_args, resume, argv, split, values, script_args, vllm_args, hub_args, guard_args,
-                              model_args)  # fmt: skip
+    try:
+        run = run_folder.open_run(training_args, resume, argv, split, values, script_args, vllm_args, hub_args,
+                                  guard_args, model_args)  # fmt: skip
+    except OSError as error:
+        recipe.fail(f"output_dir: cannot write to {training_args.output_dir}: {error}")
     folders = run_folder.sample_folders(run)
     sample_log = SampleLog(folders["text"], folders["json"], share=script_args.sample_share,
                            success_share=script_args.success_sample_share)  # fmt: skip
@@ -542,16 +547,22 @@ def main(argv: list[str]) -> None:
     # ---- train and save --------------------------------------------------------------------------------------------
     try:
         result = trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
-        run_folder.save_final_model(run, trainer)
-        trainer.log_metrics("train", result.metrics)
-        trainer.save_metrics("train", {**result.metrics, "train_samples": len(train_dataset)})
-        run_folder.close_run(run, trainer)
+        try:
+            run_folder.save_final_model(run, trainer)
+            trainer.log_metrics("train", result.metrics)
+            trainer.save_metrics("train", {**result.metrics, "train_samples": len(train_dataset)})
+            run_folder.close_run(run, trainer)
+            trainer.save_state()  # last, for it marks the run as finished
+        except Exception as error:
+            if not is_about_the_disk(error):
+                raise
+            recipe.fail(f"training is done, but its end cannot be written to {run.folder} ({error}): make room and "
+                        f"give the same command again, it goes on from the last checkpoint", code=5)  # fmt: skip
     except VLLMServerError as error:  # raised on every rank at once
         recipe.fail(f"{error}; {trainer.save_interrupted()}", code=3)
     except guards.GuardError as error:  # on every rank, too
         saved = trainer.save_interrupted() if error.is_sound else "nothing is saved, for the weights are spoilt"
         recipe.fail(f"step {trainer.state.global_step}: {error}; {saved}", code=guards.EXIT_CODE)
-    trainer.save_state()  # last, for it marks the run as finished
     if uploader is not None:
         print("\n".join(uploader.finish(60 * hub_args.hub_wait_minutes)), flush=True)
 

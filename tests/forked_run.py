@@ -6,6 +6,9 @@ imports. Faults are put into the running process by the name of the place where 
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import json
 import multiprocessing
 import os
 import signal
@@ -162,6 +165,81 @@ def infinite_gradient(number: int) -> None:
     CountdownGRPOTrainer.training_step = poisoned
 
 
+def fill_disk(folder: str, first: int, last: int) -> None:
+    """While steps `first` to `last` are made, the disk below a folder is full to the last byte."""
+    from mini_r1.trainer import CountdownGRPOTrainer
+
+    step, filler = CountdownGRPOTrainer.training_step, Path(folder, "filler")
+
+    def full(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if first <= self.state.global_step + 1 <= last:
+            with filler.open("ab", buffering=0) as stream:
+                for size in (2**20, 2**12, 1):
+                    with contextlib.suppress(OSError):
+                        while True:
+                            stream.write(b"x" * size)
+        elif filler.exists():
+            filler.unlink()
+        return step(self, *args, **kwargs)
+
+    CountdownGRPOTrainer.training_step = full
+
+
+def limit_files(first_save: int, last_save: int) -> None:
+    """From one save to another, the system lets no file grow beyond a megabyte."""
+    import resource
+
+    from mini_r1.trainer import CountdownGRPOTrainer
+
+    save, saves = CountdownGRPOTrainer._save_checkpoint, 0
+
+    def limited(self: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal saves
+        saves += 1
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if first_save <= saves <= last_save:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, before[1]))
+        try:
+            return save(self, *args, **kwargs)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    CountdownGRPOTrainer._save_checkpoint = limited
+
+
+def limit_files_at_the_end() -> None:
+    """The final model is larger than what the disk takes."""
+    import resource
+
+    from mini_r1 import run_folder
+
+    save = run_folder.save_final_model
+
+    def limited(*args: Any) -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, resource.RLIM_INFINITY))
+        save(*args)
+
+    run_folder.save_final_model = limited
+
+
+def stale_samples(first: int, last: int) -> None:
+    """Some writes of samples fail as on a network file system that lost its server."""
+    from mini_r1 import completions
+
+    append, calls = completions.append_record, 0
+
+    def stale(path: Path, record: bytes) -> None:
+        nonlocal calls
+        calls += 1
+        if first <= calls <= last:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        append(path, record)
+
+    completions.append_record = stale
+
+
 def watch(path: str) -> None:
     """No fault: writes what the run is doing, and at which step, into a file that outlives it."""
     from mini_r1 import resumption, run_folder
@@ -241,6 +319,9 @@ def _run(argv: list[str], log: str, fault: tuple[Any, ...] | None, environment: 
     os._exit(code if isinstance(code, int) else 1)
 
 
+_QUIET = {
+    "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
+}  # fmt: skip
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["forked_run"])
 
@@ -255,13 +336,11 @@ def start(argv: list[str], log: Path, fault: tuple[Any, ...] | None = None, **en
         environment: further variables; the launcher's are those of a single process.
     """
     # The fork server takes its environment from us when it starts, and runs keep it.
-    quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1",
-             "TOKENIZERS_PARALLELISM": "false"}  # fmt: skip
     before = dict(os.environ)
     paths = f"{ROOT / 'scripts'}{os.pathsep}{ROOT / 'tests'}"
-    os.environ.update(quiet | {"MINI_R1_FORKSERVER": "preload", "PYTHONPATH": paths})
+    os.environ.update(_QUIET | {"MINI_R1_FORKSERVER": "preload", "PYTHONPATH": paths})
     try:
-        process = _CONTEXT.Process(target=_run, args=(argv, str(log), fault, {**quiet, **environment}))
+        process = _CONTEXT.Process(target=_run, args=(argv, str(log), fault, {**_QUIET, **environment}))
         process.start()
     finally:
         os.environ.clear()
@@ -277,3 +356,7 @@ def finish(process: ForkServerProcess, seconds: float = 300) -> int:
         process.join()
         raise TimeoutError(f"the run did not end within {seconds} s")
     return process.exitcode
+
+
+if __name__ == "__main__":  # without the fork server: for runs in a name space of their own
+    _run(json.loads(sys.argv[1]), sys.argv[2], tuple(json.loads(sys.argv[3])), dict(os.environ) | _QUIET)

@@ -167,6 +167,23 @@ def test_the_same_recipe_says_nothing(tmp_path: Path, caplog: pytest.LogCaptureF
     assert caplog.text == ""
 
 
+@pytest.mark.parametrize(
+    ("every", "logged", "lacks"),
+    [
+        (5, [{"step": 10, "reward": 1.0}], True),
+        (5, [{"step": 10, "reward": 1.0}, {"step": 10, "eval_reward": 0.5}], False),
+        (5, [{"step": 5, "eval_reward": 0.5}], True),
+        (4, [], False),
+        (None, [], False),
+        (0.1, [], False),
+    ],
+)
+def test_an_evaluation_that_was_cut_off_is_made_again(every, logged: list, lacks: bool, tmp_path: Path):
+    folder = checkpoint(tmp_path, 10)
+    (folder / "trainer_state.json").write_text(json.dumps({"global_step": 10, "log_history": logged}))
+    assert resumption.lacks_evaluation(resumption.Resume(folder, 10), every) is lacks
+
+
 def test_samples_are_cut_back_to_the_checkpoint(tmp_path: Path):
     long, short = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     long.write_bytes(b"0123456789")

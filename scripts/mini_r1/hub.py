@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import os
+import platform
 import queue
 import shutil
 import threading
@@ -160,7 +161,8 @@ def find_target(values: Any) -> Target | None:
             line = f"makes {repo_id} ({visibility}) and uploads as {account['name']}"
             return Target(repo_id, False, None, line)
         newest = _newest(api, repo_id, values.hub_revision)
-        line = f"uploads to {repo_id} ({'private' if private else 'public'}, there already) as {account['name']}"
+        there = "there already" + ("" if newest is None else f" with step {newest}")
+        line = f"uploads to {repo_id} ({'private' if private else 'public'}, {there}) as {account['name']}"
         return Target(repo_id, True, newest, line)
     except HfHubHTTPError as error:
         if _status(error) in (401, 403):
@@ -289,7 +291,7 @@ def fetch_checkpoint(values: Any) -> Path | None:
         if goal.is_dir() and resumption.fault_in(goal) is None:
             return goal
         logger.info("fetching %s at %s", repo_id, revision)
-        draft = folder / f".fetching-{revision.removeprefix('step-')}"
+        draft = folder / f".fetching-{revision.removeprefix('step-')}-{platform.node()}"  # one per machine
         api.snapshot_download(repo_id, revision=revision, local_dir=draft, ignore_patterns=[*RUN_FILES, NEWEST])
         shutil.rmtree(draft / ".cache", ignore_errors=True)
         if fault := resumption.fault_in(draft):
@@ -303,6 +305,9 @@ def fetch_checkpoint(values: Any) -> Path | None:
             api.snapshot_download(repo_id, revision=values.hub_revision or "main", local_dir=folder,
                                   allow_patterns=patterns)  # fmt: skip
             shutil.rmtree(folder / ".cache", ignore_errors=True)
+        if goal.is_dir() and resumption.fault_in(goal) is None:  # another machine was faster
+            shutil.rmtree(draft, ignore_errors=True)
+            return goal
         shutil.rmtree(goal, ignore_errors=True)  # an incomplete one
         draft.rename(goal)
         return goal

@@ -295,6 +295,22 @@ def _checked(resume: Resume, values: Any, environment: Mapping[str, str]) -> Res
     return resume
 
 
+def lacks_evaluation(resume: Resume, every: float | None) -> bool:
+    """Whether an evaluation was due at a checkpoint and did not come to its end.
+
+    Args:
+        resume: where the run goes on.
+        every: steps between evaluations; None or a share of all steps where that is not known.
+    """
+    if not every or every < 1 or resume.step % int(every):
+        return False
+    try:
+        history = json.loads((resume.path / TRAINER_STATE).read_text())["log_history"]
+        return not any(entry.get("step") == resume.step and "eval_reward" in entry for entry in history)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
 def check_puzzles(resume: Resume | None, fingerprint: str) -> None:
     """Refuses to go on with other puzzles than the run began with, such as a file that was edited.
 

@@ -195,7 +195,7 @@ class GuardCallback(TrainerCallback):
             logger.warning("step %d: %s", state.global_step, alarm.message)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not self.stop_on_non_finite:
+        if not self.stop_on_non_finite or args.fp16:  # fp16's loss scaling looks for overflows itself
             return
         finite = [parameter.grad.isfinite().all() for parameter in self.trainer.model.parameters()
                   if parameter.grad is not None]  # fmt: skip
@@ -228,7 +228,8 @@ class StepBoundary(TrainerCallback):
 
 
 def _random_state() -> dict[str, Any]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    # This process's GPU only: asking the others would take memory on each of them.
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
     return {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state(), "cuda": cuda}
 
 
@@ -236,14 +237,14 @@ def _restore_random_state(state: dict[str, Any]) -> None:
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["cpu"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"])
 
 
 class PurgingTensorBoard(TensorBoardCallback):
     """TensorBoard's files, where a resumed run takes the place of the steps after its checkpoint.
 
-    A disk that does not take them is reported once, and training goes on without them.
+    A disk that does not take them is reported once, and training goes on; a new file is begun when it takes them again.
     """
 
     _SummaryWriter: Any
@@ -252,19 +253,21 @@ class PurgingTensorBoard(TensorBoardCallback):
     def __init__(self, first_step: int | None):
         super().__init__()
         self._first_step = first_step
+        self._is_failing = False
 
     def _init_summary_writer(self, args: Any) -> None:
         self.tb_writer = self._SummaryWriter(log_dir=self.logging_dir, purge_step=self._first_step)
+        self._first_step = None  # a second file of the same start takes the place of nothing
 
     def _try(self, event: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-        if self._SummaryWriter is None:
-            return
         try:
             event(*args, **kwargs)
+            self._is_failing = False
         except OSError as error:
-            logger.warning("cannot write TensorBoard's files to %s (%s); training goes on without them; the same "
-                           "numbers are in the checkpoints' trainer_state.json", self.logging_dir, error)  # fmt: skip
-            self.tb_writer, self._SummaryWriter = None, None
+            if not self._is_failing:
+                logger.warning("cannot write TensorBoard's files to %s (%s); training goes on, and the same numbers "
+                               "are in the checkpoints' trainer_state.json", self.logging_dir, error)  # fmt: skip
+            self.tb_writer, self._is_failing = None, True
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._try(super().on_train_begin, args, state, control, **kwargs)
@@ -378,7 +381,7 @@ class CountdownGRPOTrainer(GRPOTrainer):
                 if self._is_mid_generation():
                     torch.save(self._buffered_inputs, self._buffer_path(folder))
             except (OSError, SafetensorError, RuntimeError) as error:
-                if not _is_about_the_disk(error) or self.is_deepspeed_enabled or self.is_fsdp_enabled:
+                if not is_about_the_disk(error) or self.is_deepspeed_enabled or self.is_fsdp_enabled:
                     raise  # with sharded weights the other ranks wait within the saving
                 failure = str(error)
             finally:
@@ -569,7 +572,7 @@ class CountdownGRPOTrainer(GRPOTrainer):
             raise GuardError(guards.NON_FINITE.format(what=what))
 
 
-def _is_about_the_disk(error: BaseException) -> bool:
+def is_about_the_disk(error: BaseException) -> bool:
     """Whether an error of a save comes from the file system; torch and safetensors have errors of their own for it."""
     if isinstance(error, OSError):
         return True
