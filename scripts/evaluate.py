@@ -281,8 +281,6 @@ def evaluate(
     """Scores one checkpoint; also returns the seconds that sampling took, loading included."""
     from tqdm import tqdm
 
-    if is_hub_adapter(checkpoint):
-        checkpoint = replace(checkpoint, is_adapter=True)
     tokenizer = load_tokenizer(checkpoint)
     prompts = [build_prompt(tokenizer, *puzzle) for puzzle in puzzles]
     room = room_for_completion(checkpoint, tokenizer, prompts)
@@ -339,7 +337,8 @@ def main(argv: list[str]) -> None:
         groups = dict(sorted(groups.items(), key=lambda item: (item[0] != ALL, item[0])))
         scored: dict[str, list[list[dict[str, Any]]]] = {}
         entries: list[dict[str, Any]] = []
-        for checkpoint in checkpoints:
+        for found in checkpoints:
+            checkpoint = replace(found, is_adapter=found.is_adapter or is_hub_adapter(found))
             scored[checkpoint.name], seconds = evaluate(checkpoint, puzzles, args, backend)
             strata = {
                 group: summarise([scored[checkpoint.name][i] for i in members], args.k)

@@ -27,7 +27,8 @@ def settings(run: Path, **changes: object) -> SimpleNamespace:
     values = {
         "output_dir": str(run), "resume_from_checkpoint": None, "max_steps": 100, "generation_batch_size": None,
         "steps_per_generation": None, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2,
-        "num_generations": 4, "bf16": False, "max_prompt_tokens": 8, "max_completion_length": 8, "learning_rate": 1e-3, "seed": 42,
+        "num_generations": 4, "bf16": False, "max_prompt_tokens": 8, "max_completion_length": 8, "learning_rate": 1e-3,
+        "seed": 42,
     }  # fmt: skip
     return SimpleNamespace(**{**values, **changes})
 
