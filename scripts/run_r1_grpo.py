@@ -493,6 +493,7 @@ def main(argv: list[str]) -> None:
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype,
+        "use_safetensors": True,  # other weights are pickles, which run code when they are loaded
         **(training_args.model_init_kwargs or {}),
     }
 
@@ -558,6 +559,8 @@ def main(argv: list[str]) -> None:
                 raise
             recipe.fail(f"training is done, but its end cannot be written to {run.folder} ({error}): make room and "
                         f"give the same command again, it goes on from the last checkpoint", code=5)  # fmt: skip
+    except recipe.RecipeError as error:  # a checkpoint that cannot be read
+        recipe.fail(str(error))
     except VLLMServerError as error:  # raised on every rank at once
         recipe.fail(f"{error}; {trainer.save_interrupted()}", code=3)
     except guards.GuardError as error:  # on every rank, too

@@ -2,9 +2,10 @@
 
     python tests/chaos.py --kills 50 --seed 1          # about six minutes on two CPU cores; also `make chaos`
 
-Every start is the same command. A run that ends must have the same weights, optimizer, samples, evaluations and logs as
-the undisturbed one, bit by bit (only times differ), with no sample or log entry twice and no puzzle skipped. Prints
-where the kills struck and what was lost; the exit code is 0 only when that is nothing.
+Every start is the same command, and pushes to a Hub on 127.0.0.1. A run that ends must have the same weights,
+optimizer, samples, evaluations and logs as the undisturbed one, bit by bit (only times differ), with no sample or log
+entry twice and no puzzle skipped, and all of it must be on the Hub. Prints where the kills struck and what was lost;
+the exit code is 0 only when that is nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import logging
 import random
 import shutil
 import sys
@@ -25,6 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [path for path in (str(ROOT / "scripts"), str(ROOT / "tests")) if path not in sys.path]
 
 import forked_run  # noqa: E402
+from hub_server import HubServer, User  # noqa: E402
 from mini_r1 import resumption  # noqa: E402
 
 # The tiny recipe cut to some seconds: checkpoints every second step, evaluations every third, three epochs.
@@ -127,6 +130,7 @@ def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
     """TensorBoard's curves as TensorBoard reads them, without what a clock measured."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of every restart
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0}).Reload()
     tags = [tag for tag in events.Tags()["scalars"] if not tag.endswith(TIMES) and tag.startswith(("train/", "eval/"))]
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
@@ -137,8 +141,25 @@ def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def chaos(folder: Path, kills: int, seed: int) -> int:
+def missing_on_hub(server: HubServer, repository: str, run: Path) -> list[str]:
+    """What a Hub lacks of a finished run, in words."""
+    found = []
+    repo = server.repo(repository)
+    steps = {f"step-{step}" for step in range(2, SETTINGS["max_steps"] + 1, SETTINGS["save_steps"])}
+    if missing := steps - set(repo.revisions()):
+        found.append(f"not on the Hub: {', '.join(sorted(missing))}")
+    for step, path in resumption.checkpoints_in(run).items():
+        files = repo.files(f"step-{step}")
+        if any(files.get(name) != (path / name).read_bytes() for name in resumption.read_manifest(path)["files"]):
+            found.append(f"step-{step} on the Hub is not the checkpoint")
+    if repo.files()["model.safetensors"] != (run / "model.safetensors").read_bytes():
+        found.append("the model on the Hub is not the final one")
+    return found
+
+
+def chaos(folder: Path, kills: int, seed: int, server: HubServer) -> int:
     """Kills runs `kills` times at random moments; returns how many finished runs differ from the reference."""
+    environment = server.environment(folder / "home", "token", xet=False)
     moments = random.Random(seed)
     undisturbed(folder / "warm-up", max_steps=2)  # loads the libraries into the fork server
     begun = time.monotonic()
@@ -146,23 +167,26 @@ def chaos(folder: Path, kills: int, seed: int) -> int:
     duration = time.monotonic() - begun
     print(f"undisturbed: {SETTINGS['max_steps']} steps in {duration:.1f} s", flush=True)
     struck: Counter[str] = Counter()
-    runs = lost = killed = starts = aside = 0
+    runs = lost = killed = starts = aside = in_upload = 0
     redone: list[int] = []
     while killed < kills:
         runs += 1
         run = folder / f"run-{runs}"
         trace = folder / f"run-{runs}.stage"
+        pushes = {"push_to_hub": True, "hub_model_id": f"alice/run-{runs}"}
         while True:
             starts += 1
             trace.write_text("loading")
-            process = start(run, ("watch", str(trace)))
+            process = start(run, ("watch", str(trace)), environment, **pushes)
             process.join(moments.uniform(0.0, duration) if killed < kills else 600)
             if process.exitcode is None and killed < kills:
                 process.kill()
                 process.join()
                 killed += 1
-                stage, _, step = trace.read_text().strip().partition(" ")
+                text = trace.read_text()
+                stage, _, step = text[:40].strip().partition(" ")
                 struck[stage] += 1
+                in_upload += "uploading" in text[40:]
                 complete = [n for n, path in resumption.checkpoints_in(run).items() if not resumption.fault_in(path)]
                 if stage != "loading":
                     redone.append(int(step) + 1 - max(complete, default=0))
@@ -171,7 +195,7 @@ def chaos(folder: Path, kills: int, seed: int) -> int:
                 print(f"run {runs} failed with {process.exitcode}:\n{Path(f'{run}.log').read_text()[-3000:]}")
                 return 1
             break
-        found = differences(run, reference)
+        found = differences(run, reference) + missing_on_hub(server, pushes["hub_model_id"], run)
         lost += bool(found)
         aside += len(list((run / resumption.SET_ASIDE).glob("*")))
         print(f"run {runs}: killed {killed} times so far, {'; '.join(found) or 'same as the undisturbed one'}",
@@ -182,7 +206,8 @@ def chaos(folder: Path, kills: int, seed: int) -> int:
     digest = hashlib.sha256((reference / "model.safetensors").read_bytes()).hexdigest()[:12]
     print(
         f"\n{killed} kills in {starts} starts of {runs} runs (seed {seed}), {time.monotonic() - begun:.0f} s\n"
-        f"struck while: {', '.join(f'{stage} {number}' for stage, number in struck.most_common())}\n"
+        f"struck while: {', '.join(f'{stage} {number}' for stage, number in struck.most_common())}; "
+        f"{in_upload} of them in the middle of an upload\n"
         f"half-written checkpoints set aside: {aside}; steps begun and done again after a kill: at most "
         f"{max(redone, default=0)}, {sum(redone) / max(1, len(redone)):.1f} in the mean (saved every "
         f"{SETTINGS['save_steps']})\n"
@@ -198,11 +223,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, help="where the runs go (default: a temporary folder)")
     args = parser.parse_args()
-    if args.folder:
-        args.folder.mkdir(parents=True, exist_ok=True)
-        sys.exit(chaos(args.folder, args.kills, args.seed) > 0)
-    with tempfile.TemporaryDirectory() as folder:
-        sys.exit(chaos(Path(folder), args.kills, args.seed) > 0)
+    with HubServer({"token": User("alice")}) as server:
+        if args.folder:
+            args.folder.mkdir(parents=True, exist_ok=True)
+            sys.exit(chaos(args.folder, args.kills, args.seed, server) > 0)
+        with tempfile.TemporaryDirectory() as folder:
+            sys.exit(chaos(Path(folder), args.kills, args.seed, server) > 0)
 
 
 if __name__ == "__main__":

@@ -242,14 +242,25 @@ def stale_samples(first: int, last: int) -> None:
 
 def watch(path: str) -> None:
     """No fault: writes what the run is doing, and at which step, into a file that outlives it."""
-    from mini_r1 import resumption, run_folder
+    from mini_r1 import hub, resumption, run_folder
     from mini_r1.trainer import CountdownGRPOTrainer
 
     descriptor = os.open(path, os.O_WRONLY)
     step = 0
+    hub.FIRST_DELAY = 0.05
+    upload = hub.Uploader._upload_checkpoint
 
     def tell(stage: str) -> None:
         os.pwrite(descriptor, f"{stage} {step}".ljust(40).encode(), 0)
+
+    def uploading(self: Any, job: str) -> str:
+        os.pwrite(descriptor, b"uploading".ljust(20), 40)  # beside whatever the training does
+        try:
+            return upload(self, job)
+        finally:
+            os.pwrite(descriptor, b" " * 20, 40)
+
+    hub.Uploader._upload_checkpoint = uploading  # type: ignore[method-assign]
 
     def during(owner: Any, name: str, stage: str, afterwards: str) -> None:
         function = getattr(owner, name)

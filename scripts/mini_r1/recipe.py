@@ -22,6 +22,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from mini_r1.completions import printable
+
 # Keys of older TRL and transformers versions, as found in recipes on the web, and what to write instead.
 REMOVED_KEYS = {
     "torch_dtype": "write `dtype`",
@@ -57,7 +59,7 @@ class RecipeError(ValueError):
 def fail(message: str, code: int = 2) -> NoReturn:
     """Ends the program with an exit code and one line, printed by the first process of each node only."""
     if is_first_process():
-        print(f"error: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+        print(f"error: {printable(' '.join(str(message).split()))}", file=sys.stderr, flush=True)
     raise SystemExit(code)
 
 

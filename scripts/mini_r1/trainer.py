@@ -8,8 +8,10 @@ Shapes: B completions (P prompts x G generations), T_p prompt tokens, T_c comple
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import pickle
 import random
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -413,7 +415,8 @@ class CountdownGRPOTrainer(GRPOTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Writes the project's model card instead of TRL's, which TRL asks for with every checkpoint."""
-        if self.write_card is None or not self.accelerator.is_main_process:
+        is_checkpoint = bool(args or kwargs)  # which needs a card only where it is uploaded
+        if self.write_card is None or not self.accelerator.is_main_process or (is_checkpoint and not self.after_save):
             return
         try:
             self.write_card()
@@ -475,6 +478,14 @@ class CountdownGRPOTrainer(GRPOTrainer):
             return
         super()._run_epoch(*args, **kwargs)
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _readable(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _readable(checkpoint):
+            super()._load_rng_state(checkpoint)
+
     def _restore(self, resume: Resume) -> None:
         """Takes up what `state_to_keep` kept, and the recipe's learning rate where it was changed."""
         self._total_loss_scalar = float(resume.manifest.get("loss_sum", 0.0))
@@ -482,7 +493,8 @@ class CountdownGRPOTrainer(GRPOTrainer):
         if self._is_mid_generation():
             path = self._buffer_path(resume.path)
             if path.is_file():
-                buffer = torch.load(path, map_location=self.accelerator.device, weights_only=True)
+                with _readable(resume.path):
+                    buffer = torch.load(path, map_location=self.accelerator.device, weights_only=True)
                 self._buffered_inputs = buffer
             else:
                 logger.warning("%s is missing: completions of unfinished generations are sampled again", path)
@@ -570,6 +582,21 @@ class CountdownGRPOTrainer(GRPOTrainer):
             self.accelerator.reduce(is_finite.float().reshape(1), reduction="sum") >= self.accelerator.num_processes
         ):
             raise GuardError(guards.NON_FINITE.format(what=what))
+
+
+@contextlib.contextmanager
+def _readable(checkpoint: str | Path | None) -> Iterator[None]:
+    """Turns a checkpoint that torch refuses to read, or cannot, into one line. Raises RecipeError."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RecipeError(
+            f"{checkpoint} cannot be read, so it was changed or damaged after it was written ({reason}): move it away, "
+            f"and the same command goes on from the one before"
+        ) from error
 
 
 def is_about_the_disk(error: BaseException) -> bool:
