@@ -403,6 +403,7 @@ def show_plan(argv: list[str]) -> None:
 
 def main(argv: list[str]) -> None:
     from accelerate import PartialState
+    from accelerate.utils import gather_object
     from transformers import AutoTokenizer, set_seed
     from trl import GRPOConfig, ModelConfig, get_peft_config, get_quantization_config
 
@@ -416,10 +417,13 @@ def main(argv: list[str]) -> None:
         values = recipe.merged(model_args, script_args, vllm_args, hub_args, guard_args, training_args)
         if recipe.is_main_process():
             resumption.hold(Path(training_args.output_dir))
-        with PartialState().local_main_process_first():
-            if hub.wants_hub(values) and recipe.is_first_process():
-                hub.fetch_checkpoint(values)
+        if hub.wants_hub(values):
+            with PartialState().main_process_first():
+                if recipe.is_main_process():
+                    hub.fetch_checkpoint(values)
+            values.resume_from_checkpoint = hub.asked_checkpoint(values) or True
         resume = resumption.find(values)
+        resumption.check_agreement(gather_object([resume and (str(resume.path), resume.step)]))
         if resume is not None:
             logger.info("going on from %s", resume.path)
             for note in resume.notes:
@@ -441,7 +445,9 @@ def main(argv: list[str]) -> None:
         if where.generation == "own_server" and machine.is_rank_zero:
             server = vllm_server.launch(values, where)  # vLLM loads in a process of its own from here on
     except resumption.FinishedError as error:
-        if training_args.push_to_hub and recipe.is_main_process():
+        if training_args.push_to_hub:
+            if not recipe.is_main_process():
+                sys.exit()  # with an error, the launcher would end the main process in the middle of its uploads
             hub.upload_rest(values)
         recipe.fail(str(error))
     except recipe.RecipeError as error:
@@ -583,6 +589,12 @@ if __name__ == "__main__":
             recipe.fail(str(error))
         sys.exit()
     try:
-        main(sys.argv[1:])
-    except KeyboardInterrupt:
-        recipe.fail("interrupted; the same command goes on from the newest checkpoint, if there is one", code=130)
+        try:
+            main(sys.argv[1:])
+        except KeyboardInterrupt:
+            recipe.fail("interrupted; the same command goes on from the newest checkpoint, if there is one", code=130)
+    except SystemExit as end:
+        if hub.is_uploading():  # the next start uploads it; Python would wait for a Hub that may never answer
+            sys.stdout.flush()
+            os._exit(end.code if isinstance(end.code, int) else 1)
+        raise

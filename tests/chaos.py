@@ -48,7 +48,7 @@ SETTINGS: dict[str, Any] = {
     "max_steps": 24,
 }
 # What is measured with a clock, or tells what this process did and not what the run came to.
-TIMES = ("step_time", "runtime", "_per_second", "train_loss", "total_flos", "train/epoch")
+TIMES = ("step_time", "runtime", "_per_second", "train/epoch")
 
 
 def command(run: Path, **changes: Any) -> list[str]:
@@ -132,7 +132,9 @@ def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
 
     logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of every restart
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0}).Reload()
-    tags = [tag for tag in events.Tags()["scalars"] if not tag.endswith(TIMES) and tag.startswith(("train/", "eval/"))]
+    # What closes a run is said again by a start that had only the closing to do.
+    left_out = (*TIMES, "train/train_loss", "train/total_flos")
+    tags = [t for t in events.Tags()["scalars"] if not t.endswith(left_out) and t.startswith(("train/", "eval/"))]
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
 
 

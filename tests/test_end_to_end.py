@@ -94,76 +94,79 @@ def test_a_run_leaves_everything_that_readme_promises(launcher: Launcher, tmp_pa
     assert model.config.vocab_size == len(tokenizer)
 
 
-def test_a_killed_run_of_two_processes_goes_on_exactly(launcher: Launcher, tmp_path: Path):
-    """SIGKILL for the launcher and both ranks under ZeRO-3; the same command ends as a run that was left in peace."""
-    settings = {**QUICK, "per_device_eval_batch_size": 8, "eval_steps": 3, "save_steps": 2, "dataset_rows": 60}
-
-    def arguments(name: str, steps: int) -> dict[str, object]:
-        return {
-            "config": "deepspeed_zero3.yaml", "launch_flags": ("--num_processes", "2", "--mixed_precision", "no"),
-            **settings, "max_steps": steps, "output_dir": tmp_path / name,
-            "completion_samples_dir": tmp_path / "samples",
-        }  # fmt: skip
-
-    run, log = tmp_path / "run", tmp_path / "log"
-    with log.open("w") as stream:
-        process = launcher.start(**arguments("run", 6), stdout=stream)
-    try:
-        wait_until(
-            lambda: resumption.fault_in(run / "checkpoint-2") is None or process.poll() is not None, 300, "saving"
-        )
-    finally:
-        kill_group(process)
-    assert resumption.fault_in(run / "checkpoint-2") is None, log.read_text()
-    # A half-written checkpoint, as a kill in the middle of saving leaves one.
-    shutil.rmtree(run / "checkpoint-4", ignore_errors=True)
-    shutil.copytree(run / "checkpoint-2", run / "checkpoint-4")
-    (run / "checkpoint-4" / "model.safetensors").write_bytes(b"")
-
-    code, output = launcher.run(**arguments("run", 6))
-    assert code == 0, output
-    assert "checkpoint-4 is incomplete: model.safetensors has 0 of" in output
-    assert f"going on from {run}/checkpoint-2" in output
-    assert [path.name[:13] for path in (run / "set-aside").iterdir()] == ["checkpoint-4-"]
-    code, output = launcher.run(**arguments("reference", 6))
-    assert code == 0, output
-    names = ("completion_samples.jsonl", "success_completion_samples.jsonl")
-    ours, theirs = (
-        [sorted((r / "samples" / name).read_text().splitlines()) for name in names if (r / "samples" / name).is_file()]
-        for r in (run, tmp_path / "reference")
-    )
-    assert ours == theirs
-    assert chaos.history(run) == chaos.history(tmp_path / "reference")
-    assert (run / "model.safetensors").read_bytes() == (tmp_path / "reference" / "model.safetensors").read_bytes()
-
-    code, output = launcher.run(**arguments("run", 6))
-    assert code != 0
-    assert "is finished" in output
-    assert "--output_dir" in output
+# Two processes that share the model by DeepSpeed; the recipe's use_cpu does the rest.
+SHARDED = {
+    **QUICK, "max_steps": 4, "per_device_eval_batch_size": 8, "eval_steps": 3, "save_steps": 2, "dataset_rows": 60,
+    "launch_flags": ("--num_processes", "2", "--mixed_precision", "no"),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("config", ["deepspeed_zero3.yaml", "deepspeed_zero1.yaml"])
-def test_deepspeed_on_two_cpu_processes(config: str, launcher: Launcher, tmp_path: Path):
-    run = tmp_path / "run"
+@pytest.fixture(scope="module")
+def zero3(launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two processes under ZeRO-3 that was left in peace."""
+    folder = tmp_path_factory.mktemp("zero3")
     code, output = launcher.run(
-        config=config,
-        launch_flags=("--num_processes", "2", "--mixed_precision", "no"),  # the recipe's use_cpu does the rest
-        **{**QUICK, "per_device_eval_batch_size": 8},
-        output_dir=run,
-        completion_samples_dir=tmp_path / "samples",
+        config="deepspeed_zero3.yaml", **SHARDED, output_dir=folder / "run", completion_samples_dir=folder / "samples"
     )
     assert code == 0, output
+    return folder / "run"
+
+
+def check_shards(run: Path) -> None:
+    """Both ranks sampled, trained and saved, and the weights were gathered."""
     records = jsonl(run / "samples" / "completion_samples.jsonl")
     assert {record["rank"] for record in records} == {0, 1}
-    assert sum(record["split"] == "train" for record in records) == 2 * 2 * 8
-    assert (run / "model.safetensors").is_file()  # gathered from both ranks
+    assert sum(record["split"] == "train" for record in records) == 4 * 2 * 8
     from safetensors import safe_open
 
     with safe_open(run / "model.safetensors", "pt") as weights:
         assert weights.get_tensor("model.embed_tokens.weight").numel() > 0
-    shards = sorted(path.name for path in (run / "checkpoint-2").glob("global_step*/*optim_states.pt"))
+    shards = sorted(path.name for path in (run / "checkpoint-4").glob("global_step*/*optim_states.pt"))
     assert len(shards) == 2, shards  # DeepSpeed's optimizer states, one shard a rank
     assert "zero_pp_rank_1" in shards[1]
+
+
+def test_zero3_on_two_cpu_processes(zero3: Path):
+    check_shards(zero3)
+
+
+def test_zero1_on_two_cpu_processes(launcher: Launcher, tmp_path: Path):
+    settings = {**SHARDED, "output_dir": tmp_path / "run", "completion_samples_dir": tmp_path / "samples"}
+    code, output = launcher.run(config="deepspeed_zero1.yaml", **settings)
+    assert code == 0, output
+    check_shards(tmp_path / "run")
+
+
+def test_a_killed_run_of_two_processes_goes_on_exactly(launcher: Launcher, zero3: Path, tmp_path: Path):
+    """SIGKILL for the launcher and both ranks under ZeRO-3; the same command ends as a run that was left in peace."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    settings = {**SHARDED, "output_dir": run, "completion_samples_dir": tmp_path / "samples"}
+    with log.open("w") as stream:
+        process = launcher.start(config="deepspeed_zero3.yaml", **settings, stdout=stream)
+    first = run / "checkpoint-2"
+    try:
+        wait_until(lambda: not resumption.fault_in(first) or process.poll() is not None, 300, "saving")
+    finally:
+        kill_group(process)
+    assert resumption.fault_in(first) is None, log.read_text()
+    # A half-written checkpoint, as a kill in the middle of saving leaves one.
+    shutil.rmtree(run / "checkpoint-4", ignore_errors=True)
+    shutil.copytree(first, run / "checkpoint-4")
+    (run / "checkpoint-4" / "model.safetensors").write_bytes(b"")
+
+    code, output = launcher.run(config="deepspeed_zero3.yaml", **settings)
+    assert code == 0, output
+    assert "checkpoint-4 is incomplete: model.safetensors has 0 of" in output
+    assert f"going on from {first}" in output
+    assert [path.name[:13] for path in (run / "set-aside").iterdir()] == ["checkpoint-4-"]
+    for name in ("completion_samples.jsonl", "success_completion_samples.jsonl"):
+        ours, theirs = (
+            sorted(path.read_text().splitlines()) if path.is_file() else []
+            for path in (run / "samples" / name, zero3 / "samples" / name)
+        )
+        assert ours == theirs
+    assert chaos.history(run) == chaos.history(zero3)
+    assert (run / "model.safetensors").read_bytes() == (zero3 / "model.safetensors").read_bytes()
 
 
 def test_lora(launcher: Launcher, tmp_path: Path):

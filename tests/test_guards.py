@@ -88,6 +88,17 @@ def test_a_group_that_differs_begins_the_count_anew():
     assert heard(watch, 4, first=6, frac_reward_zero_std=1.0) == []
 
 
+def test_steps_on_earlier_completions_are_watched_though_they_log_no_reward():
+    watch = guards()
+    entry = {key: value for key, value in GOOD.items() if key not in ("reward", FORMAT, "frac_reward_zero_std")}
+    assert watch.observe(1, entry) == []
+    assert [alarm.stops for alarm in watch.observe(2, {**entry, "loss": float("inf")})] == [True]
+
+
+def test_fp16_overflows_on_purpose():
+    assert heard(guards(fp16=True), 3, grad_norm=float("inf")) == []
+
+
 def test_every_guard_can_be_turned_off():
     off = dict.fromkeys(GuardArguments.__dataclass_fields__, 0) | {"guard_patience": 1, "guard_non_finite": False}
     bad = {"frac_reward_zero_std": 1.0, "completions/clipped_ratio": 1.0, "kl": 99.0, GAP_METRIC: 9.0, FORMAT: 0.0}

@@ -129,7 +129,7 @@ def test_a_hub_that_cannot_be_asked_does_not_stop_the_run(server: HubServer, tmp
 
 def test_another_run_on_the_hub_is_not_overwritten(server: HubServer, run: Path, tmp_path: Path):
     uploads(run)
-    with pytest.raises(RecipeError, match=r"holds a run up to step 2.*--resume_from_checkpoint hub"):
+    with pytest.raises(RecipeError, match=r"holds another run up to step 2.*--resume_from_checkpoint hub"):
         hub.describe(settings(tmp_path / "new"), None, ask=True)
     hub.describe(settings(tmp_path / "new", resume_from_checkpoint="hub"), None, ask=True)
     hub.describe(settings(run), resumption.Resume(run / "checkpoint-2", 2), ask=True)
@@ -150,7 +150,7 @@ def test_a_checkpoint_becomes_a_revision_and_its_model_the_main_one(server: HubS
         assert whole[name] == source.read_bytes()
     main = repo.files("main")
     assert main["model.safetensors"] == b"the final model"
-    assert json.loads(main[hub.NEWEST]) == {"step": 2, "revision": "step-2"}
+    assert json.loads(main[hub.NEWEST]) == {"step": 2, "run": "run"}
     assert "optimizer.pt" not in main
     assert main["samples/completion_samples.jsonl"] == b"{}\n"
     for files in (whole, main):
@@ -273,17 +273,62 @@ def test_what_cannot_be_gone_on_from_is_refused(
         hub.fetch_checkpoint(settings(tmp_path / "elsewhere", resume_from_checkpoint=asked))
 
 
-def test_pickles_from_outside_need_a_word(server: HubServer, run: Path, tmp_path: Path):
-    shard = run / "checkpoint-2" / "global_step2" / "zero_pp_rank_0_mp_rank_00_optim_states.pt"
-    shard.parent.mkdir()
-    shard.write_bytes(b"code")
-    resumption.write_manifest(run / "checkpoint-2", {"step": 2})
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param(["global_step2/zero_pp_rank_0_mp_rank_00_optim_states.pt"], id="DeepSpeed"),
+        pytest.param(
+            ["latest", "global_step2/x.txt", "evil/mp_rank_00_model_states.pt"], id="DeepSpeed by another name"
+        ),
+        pytest.param(["pytorch_model_fsdp_0/.metadata"], id="FSDP"),
+        pytest.param(["pytorch_model.bin"], id="weights"),
+        pytest.param(["training_args.pkl"], id="anything else"),
+    ],
+)
+def test_pickles_from_outside_need_a_word(names: list[str], server: HubServer, run: Path, tmp_path: Path):
     uploads(run)
-    with pytest.raises(RecipeError, match=r"pickle files.*--hub_trust_pickles true"):
-        hub.fetch_checkpoint(settings(tmp_path / "elsewhere", resume_from_checkpoint="hub"))
-    assert hub.fetch_checkpoint(
-        settings(tmp_path / "elsewhere", resume_from_checkpoint="hub", hub_trust_pickles=True)
-    ) == (tmp_path / "elsewhere" / "checkpoint-2")
+    server.put(MODEL, dict.fromkeys(names, b"code"), revision="step-2")
+    elsewhere = tmp_path / "elsewhere"
+    with pytest.raises(RecipeError, match=r"may be a pickle.*--hub_trust_pickles true"):
+        hub.fetch_checkpoint(settings(elsewhere, resume_from_checkpoint="hub"))
+    assert not elsewhere.exists() or not any(elsewhere.rglob("*.*t*"))
+    trusting = settings(elsewhere, resume_from_checkpoint="hub", hub_trust_pickles=True)
+    assert hub.fetch_checkpoint(trusting) == elsewhere / "checkpoint-2"
+
+
+def test_only_steps_can_be_asked_for(tmp_path: Path):
+    for word in ("hub:main", "hub:../x", "hub:step-", "hub:0123abc"):
+        with pytest.raises(RecipeError, match="hub:step-50"):
+            hub.asked_checkpoint(settings(tmp_path, resume_from_checkpoint=word))
+    assert hub.asked_checkpoint(settings(tmp_path, resume_from_checkpoint="hub:step-50")) == tmp_path / "checkpoint-50"
+    assert hub.asked_checkpoint(settings(tmp_path, resume_from_checkpoint="hub")) is None
+
+
+def test_a_folder_with_another_run_takes_none_from_the_hub(server: HubServer, run: Path, tmp_path: Path):
+    uploads(run)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "run.json").write_text('{"name": "mine"}')
+    with pytest.raises(RecipeError, match="holds another run than alice/run"):
+        hub.fetch_checkpoint(settings(elsewhere, resume_from_checkpoint="hub"))
+
+
+def test_a_model_that_no_run_wrote_is_not_overwritten(server: HubServer, tmp_path: Path):
+    server.put(MODEL, {"model.safetensors": b"somebody's"})
+    with pytest.raises(RecipeError, match="holds a model that is not this run's"):
+        hub.describe(settings(tmp_path), None, ask=True)
+
+
+def test_another_run_is_left_alone_though_the_hub_was_not_asked_before(server: HubServer, run: Path, tmp_path: Path):
+    uploads(run)
+    other = tmp_path / "other"
+    checkpoint(other, 4)
+    (other / "run.json").write_text('{"name": "other"}')
+    uploader = hub.Uploader(settings(other), other, None)
+    uploader.start()
+    lines = uploader.finish(10, final=False)
+    assert "holds another run, and is left alone" in lines[1]
+    assert set(server.repo(MODEL).revisions()) == {"main", "step-2"}
 
 
 # ---- real runs -----------------------------------------------------------------------------------------------------

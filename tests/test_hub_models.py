@@ -40,6 +40,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
         running.put("alice/tiny", contents(TINY_MODEL), private=True)
         running.put("alice/tiny", {"model.safetensors": (work / "mute.safetensors").read_bytes()}, revision="mute")
         running.put("alice/adapter", contents(work / "adapter"), revision="v1", private=True)
+        running.put("alice/empty", {"notes.txt": b""})
         yield running
 
 
@@ -90,7 +91,8 @@ def test_what_the_hub_does_not_have_is_told_in_one_line(
     [
         (TOKEN, [], 0, "makes alice/new (private) and uploads as alice"),
         (TOKEN, ["--hub_private_repo", "false"], 0, "makes alice/new (public)"),
-        (TOKEN, ["--hub_model_id", "alice/tiny"], 0, "uploads to alice/tiny (private, there already) as alice"),
+        (TOKEN, ["--hub_model_id", "alice/empty"], 0, "uploads to alice/empty (public, there already) as alice"),
+        (TOKEN, ["--hub_model_id", "alice/tiny"], 2, "holds a model that is not this run's"),
         ("reader", [], 2, "this token may only read"),
         ("nobody's", [], 2, "the Hub refuses this token for alice/new"),
         ("", [], 2, "there is no token"),

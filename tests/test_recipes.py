@@ -48,7 +48,7 @@ def parse_all(path: Path, *overrides: str) -> tuple:
 
 
 def parse_grpo(path: Path, *overrides: str) -> tuple:
-    model_args, script_args, _, args = parse_all(path, *overrides)
+    model_args, script_args, *_, args = parse_all(path, *overrides)
     return model_args, script_args, args
 
 

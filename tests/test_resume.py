@@ -72,6 +72,26 @@ def test_completions_that_wait_for_their_step_are_in_the_checkpoint(tmp_path: Pa
     assert chaos.differences(tmp_path / "run", expected) == []
 
 
+def test_micro_batches_of_another_size_make_the_same_steps(tmp_path: Path):
+    run = tmp_path / "run"
+    assert forked_run.finish(chaos.start(run, ("kill_in_step", 4), **QUICK)) == -9
+    changed = {**QUICK, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
+    assert forked_run.finish(chaos.start(run, **changed)) == 0, Path(f"{run}.log").read_text()
+    assert "per_device_train_batch_size: 8 -> 4" in Path(f"{run}.log").read_text()
+    lines = (run / "samples" / "completion_samples.jsonl").read_text().splitlines()
+    steps = [record["step"] for record in map(json.loads, lines) if record["split"] == "train"]
+    assert steps == [step for step in range(8) for _ in range(16)]
+
+
+def test_a_checkpoint_whose_run_is_not_described_is_gone_on_from(tmp_path: Path):
+    run = tmp_path / "run"
+    assert forked_run.finish(chaos.start(run, ("kill_in_step", 4), **QUICK)) == -9
+    (run / "run.json").unlink()
+    assert forked_run.finish(chaos.start(run, **QUICK)) == 0, Path(f"{run}.log").read_text()
+    assert resumption.read_description(run)["resumed_from"] == f"{run}/checkpoint-2"
+    assert [entry["step"] for entry in chaos.history(run) if "reward" in entry] == list(range(1, 9))
+
+
 def test_every_puzzle_is_trained_on_as_often_as_the_epochs_say(reference: Path):
     records = [
         json.loads(line) for line in (reference / "samples" / "completion_samples.jsonl").read_text().splitlines()
@@ -104,6 +124,8 @@ def test_a_changed_recipe_is_refused_with_the_difference_or_noted(tmp_path: Path
     assert forked_run.finish(chaos.start(run, **changed)) == 0, Path(f"{run}.log").read_text()
     output = Path(f"{run}.log").read_text()
     assert "changed from step 2 on: learning_rate: 0.0002 -> 1e-05, max_steps: 2 -> 4" in output
+    assert forked_run.finish(chaos.start(run, **changed)) == 2
+    assert "is finished" in Path(f"{run}.log").read_text()
     rates = [entry["learning_rate"] for entry in chaos.history(run) if "learning_rate" in entry]
     assert rates == pytest.approx([0.0, 4e-5, 4e-6, 6e-6])  # warm-up over five steps
 

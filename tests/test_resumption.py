@@ -17,6 +17,7 @@ def checkpoint(run: Path, step: int, *, whole: bool = True) -> Path:
     folder = run / f"checkpoint-{step}"
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(b"w" * 10)
+    (folder / "optimizer.pt").touch()
     (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
     if whole:
         resumption.write_manifest(folder, {"step": step})
@@ -186,12 +187,83 @@ def test_an_evaluation_that_was_cut_off_is_made_again(every, logged: list, lacks
 
 
 def test_samples_are_cut_back_to_the_checkpoint(tmp_path: Path):
-    long, short = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    folders = {"json": tmp_path / "json", "text": tmp_path / "text"}
+    for folder in folders.values():
+        folder.mkdir()
+    long, short = tmp_path / "json" / "completion_samples.jsonl", tmp_path / "text" / "completion_samples.txt"
     long.write_bytes(b"0123456789")
     short.write_bytes(b"01")
-    resumption.cut_back({"json/a.jsonl": 4, "json/b.jsonl": 4, "json/c.jsonl": 4, "text/a.txt": 0}, {"json": tmp_path})
+    sizes = {"json/completion_samples.jsonl": 4, "text/completion_samples.txt": 4,
+             "json/success_completion_samples.jsonl": 4}  # fmt: skip
+    resumption.cut_back(sizes, folders)
     assert long.read_bytes() == b"0123"
     assert short.read_bytes() == b"01"  # somebody shortened it; nothing is made up
+
+
+@pytest.mark.parametrize("name", ["../../thesis.tex", "/etc/hostname", "a/../../b"])
+def test_a_hostile_manifest_reaches_nothing_outside(name: str, tmp_path: Path):
+    thesis = tmp_path / "thesis.tex"
+    thesis.write_text("years of work")
+    run = tmp_path / "runs" / "run"
+    folder = checkpoint(run, 10)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "files": {name: 1}}))
+    assert "outside of it" in (resumption.fault_in(folder) or "")
+    folders = {"json": run / "samples", "text": run / "text"}
+    resumption.cut_back({f"json/{name}": 0, "json//etc/hostname": 0, "json/completion_samples.jsonl": "0"}, folders)
+    assert thesis.read_text() == "years of work"
+
+
+@pytest.mark.parametrize("name", ["../..", "/home/me/x", "a/b", "", ".hidden", 7, None, "x" * 999, "a\nb"])
+def test_a_name_that_is_no_folders_is_none(name: object):
+    assert resumption.run_name({"name": name}) is None
+    assert resumption.run_name({"name": "run-20260101-120000-77"}) == "run-20260101-120000-77"
+
+
+@pytest.mark.parametrize("description", [{"identity": 3, "split": []}, {"identity": {"fixed": 1, "free": "x"}}, []])
+def test_a_broken_description_is_none(description: object, tmp_path: Path):
+    checkpoint(tmp_path, 10)
+    (tmp_path / "run.json").write_text(json.dumps(description))
+    resume = find(settings(tmp_path), {})
+    assert resume is not None
+    resumption.check_puzzles(resume, "anything")
+
+
+def test_weights_without_an_optimizer_are_nothing_to_go_on_from(tmp_path: Path):
+    folder = checkpoint(tmp_path, 10)
+    (folder / "optimizer.pt").unlink()
+    resumption.write_manifest(folder, {"step": 10})
+    with pytest.raises(RecipeError, match=r"save_only_model.*model_name_or_path"):
+        find(settings(tmp_path))
+
+
+def test_another_layout_is_refused_where_completions_wait_and_taken_up_elsewhere(tmp_path: Path):
+    folder = checkpoint(tmp_path, 10)
+    describe(tmp_path)
+    changed = settings(tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=4)
+    assert find(changed, {}) is not None
+    resumption.write_manifest(folder, {"step": 10, "buffered": True})
+    with pytest.raises(RecipeError, match=r"another layout .*per_device_train_batch_size: 8 -> 4"):
+        find(changed, {})
+    assert find(settings(tmp_path), {}) is not None
+
+
+def test_processes_that_see_different_checkpoints_do_not_go_on():
+    resumption.check_agreement([("a", 1), ("a", 1)])
+    resumption.check_agreement([None, None])
+    with pytest.raises(RecipeError, match="share"):
+        resumption.check_agreement([("a", 1), None])
+
+
+def test_escape_sequences_of_a_description_are_shown_as_text(tmp_path: Path):
+    checkpoint(tmp_path, 10)
+    described = resumption.identity(settings(tmp_path), {})
+    described["free"]["learning_rate"] = "\x1b]0;owned\x07"
+    (tmp_path / "run.json").write_text(json.dumps({"identity": described}))
+    resume = find(settings(tmp_path), {})
+    assert resume is not None
+    assert "learning_rate" in resume.notes[0]
+    assert "\x1b" not in "".join(resume.notes)
 
 
 def test_a_folder_in_which_a_run_goes_on_is_not_entered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -15,7 +15,7 @@ import chaos
 import forked_run
 from conftest import ROOT, TINY_MODEL, TINY_RECIPE, program_environment
 from mini_r1 import model_card, resumption
-from mini_r1.recipe import RecipeError, read_yaml
+from mini_r1.recipe import RecipeError, masked, read_yaml
 
 QUICK: dict[str, Any] = {"max_steps": 2, "dataset_rows": 60}
 
@@ -58,7 +58,7 @@ def test_pickled_weights_are_not_loaded_for_training(tmp_path: Path):
 
 def test_a_recipe_cannot_make_objects(tmp_path: Path):
     path = tmp_path / "recipe.yaml"
-    path.write_text(f"output_dir: !!python/object/apply:pathlib.Path.touch [!!python/name:x '{tmp_path / 'trace'}']\n")
+    path.write_text(f"output_dir: !!python/object/apply:os.system ['touch {tmp_path / 'trace'}']\n")
     with pytest.raises(RecipeError, match="not valid YAML"):
         read_yaml(path)
     assert not (tmp_path / "trace").exists()
@@ -100,6 +100,17 @@ def test_nothing_that_a_model_writes_leaves_its_block_in_the_card(text: str):
 def test_the_public_recipe_has_no_secrets():
     given = {"hub_token": "hf_x", "env": {"HF_TOKEN": "hf_x"}, "output_dir": "/home/me", "max_steps": 3}
     assert model_card.public_recipe(given) == {"max_steps": 3}
+
+
+def test_secrets_are_masked_however_deep():
+    record = {
+        "model_init_kwargs": {"token": "abc", "n": [1, "x hf_AbCdEf123456 y"]},
+        "url": "https://me:pw@host/x",
+        "a": None,
+    }
+    assert masked(record) == {
+        "model_init_kwargs": {"token": "***", "n": [1, "x *** y"]}, "url": "https://***@host/x", "a": None,
+    }  # fmt: skip
 
 
 def test_this_code_evaluates_and_unpickles_nothing():

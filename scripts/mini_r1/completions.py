@@ -144,6 +144,10 @@ def judge(text: str, nums: Sequence[int], target: int) -> Verdict:
 # The files' names, as .txt for people and as .jsonl for programs.
 ALL_SAMPLES, SUCCESS_SAMPLES = "completion_samples", "success_completion_samples"
 SAMPLE_NAMES = (ALL_SAMPLES, SUCCESS_SAMPLES)
+# The same by kind of folder, as `SampleLog.sizes` names them.
+SAMPLE_FILES = tuple(
+    f"{kind}/{name}.{suffix}" for kind, suffix in (("text", "txt"), ("json", "jsonl")) for name in SAMPLE_NAMES
+)
 
 
 @dataclass(frozen=True)
@@ -201,7 +205,8 @@ def append_record(path: Path, record: bytes) -> None:
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # some network file systems know no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         size = os.fstat(descriptor).st_size
         try:
             view = memoryview(record)
@@ -236,13 +241,13 @@ class SampleLog:
 
     def sizes(self) -> dict[str, int]:
         """Bytes in each of the four files, 0 where there is none yet; `resumption.cut_back` takes them."""
-        found = {}
-        for kind, folder, suffix in (("text", self.text_folder, "txt"), ("json", self.json_folder, "jsonl")):
-            for name in SAMPLE_NAMES:
-                try:
-                    found[f"{kind}/{name}.{suffix}"] = (folder / f"{name}.{suffix}").stat().st_size
-                except OSError:
-                    found[f"{kind}/{name}.{suffix}"] = 0
+        folders, found = {"text": self.text_folder, "json": self.json_folder}, {}
+        for key in SAMPLE_FILES:
+            kind, _, name = key.partition("/")
+            try:
+                found[key] = (folders[kind] / name).stat().st_size
+            except OSError:
+                found[key] = 0
         return found
 
     def record(self, samples: Iterable[Sample]) -> None:

@@ -122,7 +122,7 @@ class Guards:
         Returns:
             What there is to say now.
         """
-        if "reward" not in logs:
+        if "reward" not in logs and "loss" not in logs:
             return []
         steps = max(1, step - self._last_step) if self._last_step else 1
         self._last_step = step
@@ -132,6 +132,8 @@ class Guards:
 
     def _non_finite(self, numbers: Mapping[str, float]) -> list[Alarm]:
         for key, what in (("loss", "the loss"), ("grad_norm", "the gradient")):
+            if key == "grad_norm" and getattr(self._values, "fp16", False):
+                continue  # fp16's loss scaling overflows on purpose, and leaves such steps out
             if self._values.guard_non_finite and not math.isfinite(numbers.get(key, 0.0)):
                 # Seen in the log only: with sharded optimizers the step is made before anybody can look.
                 message = NON_FINITE.format(what=what).replace(", and the weights were kept from it", "")
@@ -140,6 +142,8 @@ class Guards:
 
     def _rewards(self, numbers: Mapping[str, float], steps: int) -> list[Alarm]:
         values, alarms = self._values, []
+        if "reward" not in numbers:  # a step on completions of an earlier one
+            return []
         self._flat = self._flat + steps if numbers.get("frac_reward_zero_std", 0.0) >= 1.0 else 0
         if values.guard_zero_spread_steps and self._flat >= values.guard_zero_spread_steps:
             solved = numbers["reward"] > 0.5 * self._best_reward()

@@ -13,6 +13,7 @@ import logging
 import os
 import platform
 import queue
+import re
 import shutil
 import threading
 import time
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from mini_r1 import resumption
+from mini_r1.completions import printable
 from mini_r1.recipe import RecipeError
 
 logger = logging.getLogger(__name__)
@@ -37,6 +39,10 @@ MODEL_FILES = (
 # What only a resumed run needs: several times the size of the model.
 RESUME_FILES = ("optimizer*", "scheduler.pt", "rng_state*", "global_step*/*", "generation_buffer_*", "latest",
                 "zero_to_fp32.py", "optimizer_0/*", "pytorch_model_fsdp_0/*")  # fmt: skip
+# What a checkpoint from the Hub may consist of: all else may run code when it is loaded, as the pickles of DeepSpeed
+# and of sharded FSDP states do. The .pt and .pth files here are read with torch's weights_only.
+HARMLESS = (*MODEL_FILES, "*.json", "*.txt", "*.md", "*.png", "*.yaml", ".gitattributes", "optimizer.pt",
+            "scheduler.pt", "scaler.pt", "rng_state*.pth", "generation_buffer_*.pt")  # fmt: skip
 # Pickles that nothing here reads; the first would hold the recipe's token.
 NEVER = ("training_args.bin", "zero_to_fp32.py", "*.new")
 RUN_FILES = ("README.md", "curve.png", "recipe.yaml", "run.json", "held_out.json")
@@ -46,8 +52,9 @@ EXTRAS = {"tensorboard": "tensorboard", "completion_samples": "samples"}
 FIRST_DELAY, LARGEST_DELAY = 2.0, 300.0
 # Seconds without a byte after which a request to the Hub has failed.
 SILENCE = 600.0
+_THREAD = "hub-upload"
 # More checkpoints than these do not wait: the oldest is given up, and named at the end.
-MAX_WAITING = 8
+MAX_WAITING = 4
 
 
 @dataclass
@@ -111,7 +118,9 @@ class Target:
     Attributes:
         repo_id: `owner/name`.
         exists: whether the repository is there already.
-        newest: the step of the newest checkpoint in it, None without one.
+        newest: the step of the newest model in it, None without one.
+        run: the name of the run that it holds, None where no run of this kind wrote.
+        is_empty: whether there is nothing in it yet that could be overwritten.
         line: what the plan says of it.
     """
 
@@ -119,6 +128,8 @@ class Target:
     exists: bool
     newest: int | None
     line: str
+    run: str | None = None
+    is_empty: bool = True
 
 
 def find_target(values: Any) -> Target | None:
@@ -155,15 +166,18 @@ def find_target(values: Any) -> Target | None:
             raise RecipeError(f"push_to_hub: {account['name']} may not write to {owner}: set hub_model_id to {choices}")
         repo_id = f"{owner}/{name}"
         try:
-            private = api.model_info(repo_id).private
+            info = api.model_info(repo_id)
+            private = info.private
             api.auth_check(repo_id, write=True)
         except RepositoryNotFoundError:
             line = f"makes {repo_id} ({visibility}) and uploads as {account['name']}"
             return Target(repo_id, False, None, line)
-        newest = _newest(api, repo_id, values.hub_revision)
+        mark = _mark_of(api, repo_id, values.hub_revision)
+        newest = None if mark is None else mark["step"]
+        is_empty = not any(_matches(file.rfilename, MODEL_FILES) for file in info.siblings or [])
         there = "there already" + ("" if newest is None else f" with step {newest}")
         line = f"uploads to {repo_id} ({'private' if private else 'public'}, {there}) as {account['name']}"
-        return Target(repo_id, True, newest, line)
+        return Target(repo_id, True, newest, line, None if mark is None else mark["run"], is_empty)
     except HfHubHTTPError as error:
         if _status(error) in (401, 403):
             raise RecipeError(
@@ -175,13 +189,14 @@ def find_target(values: Any) -> Target | None:
         return None
 
 
-def _newest(api: Any, repo_id: str, branch: str | None) -> int | None:
-    """The step of the model on main, None when this is no run's repository. Other errors of the Hub are raised."""
+def _mark_of(api: Any, repo_id: str, branch: str | None) -> dict[str, Any] | None:
+    """Which run's model is on main, and of which step; None when no run wrote there. Errors of the Hub are raised."""
     from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
 
     try:
         path = api.hf_hub_download(repo_id, NEWEST, revision=branch or "main")
-        return int(json.loads(Path(path).read_text())["step"])
+        mark = json.loads(Path(path).read_text())
+        return {"step": int(mark["step"]), "run": str(mark["run"])}
     except (EntryNotFoundError, RevisionNotFoundError):
         return None
     except (ValueError, KeyError, TypeError):
@@ -221,11 +236,16 @@ def refuse_other_run(target: Target, values: Any, resume: resumption.Resume | No
     Raises:
         RecipeError: naming the two ways out.
     """
-    if target.newest and resume is None and not wants_hub(values):
+    if wants_hub(values):
+        return
+    mine = resumption.run_name(resumption.read_description(Path(values.output_dir))) if resume is not None else None
+    if target.run is not None and target.run != mine:
         raise RecipeError(
-            f"{target.repo_id} holds a run up to step {target.newest}, and {values.output_dir} has no checkpoint of "
-            f"it: add --resume_from_checkpoint hub to go on from there, or choose another hub_model_id"
+            f"{target.repo_id} holds another run up to step {target.newest}, not that of {values.output_dir}: add "
+            f"--resume_from_checkpoint hub to go on from there, or choose another hub_model_id"
         )
+    if target.run is None and not target.is_empty:
+        raise RecipeError(f"{target.repo_id} holds a model that is not this run's: choose another hub_model_id")
 
 
 def make_repository(values: Any, target: Target) -> None:
@@ -258,6 +278,19 @@ def wants_hub(values: Any) -> bool:
     return word.partition(":")[0].lower() == resumption.HUB
 
 
+def asked_checkpoint(values: Any) -> Path | None:
+    """Where `resume_from_checkpoint: hub:step-N` goes on once it is fetched; None when the newest is wanted.
+
+    Raises:
+        RecipeError: when it names anything but a step.
+    """
+    asked = str(values.resume_from_checkpoint).partition(":")[2]
+    if asked and not re.fullmatch(r"step-\d+", asked):
+        raise RecipeError(f"resume_from_checkpoint: write {resumption.HUB}, or {resumption.HUB}:step-50, not "
+                          f"{values.resume_from_checkpoint}")  # fmt: skip
+    return Path(values.output_dir, f"checkpoint-{asked.removeprefix('step-')}") if asked else None
+
+
 def fetch_checkpoint(values: Any) -> Path | None:
     """Brings a run from the Hub into the run folder: its newest checkpoint or the one asked for, and its description.
 
@@ -275,18 +308,22 @@ def fetch_checkpoint(values: Any) -> Path | None:
 
     api = HfApi(token=values.hub_token)
     folder, repo_id = Path(values.output_dir), target_of(values)
+    asked_checkpoint(values)
     asked = str(values.resume_from_checkpoint).partition(":")[2]
     try:
         if "/" not in repo_id:
             repo_id = f"{api.whoami()['name']}/{repo_id}"
         try:
-            newest = _newest(api, repo_id, values.hub_revision)
+            mark = _mark_of(api, repo_id, values.hub_revision)
         except RepositoryNotFoundError:
-            newest = None
-        if newest is None and not asked:
+            mark = None
+        if mark is None and not asked:
             logger.warning("%s holds no run yet: this one begins at step 0", repo_id)
             return None
-        revision = asked or f"step-{newest}"
+        mine = resumption.run_name(resumption.read_description(folder))
+        if mark is not None and mine not in (None, mark["run"]):
+            raise RecipeError(f"{folder} holds another run than {repo_id}: choose another --output_dir")
+        revision = asked or f"step-{(mark or {}).get('step')}"
         goal = folder / f"checkpoint-{revision.removeprefix('step-')}"
         if goal.is_dir() and resumption.fault_in(goal) is None:
             return goal
@@ -317,12 +354,17 @@ def fetch_checkpoint(values: Any) -> Path | None:
 
 
 def _refuse_pickles(folder: Path, values: Any) -> None:
-    """Refuses files that run code when they are loaded: DeepSpeed's shards are pickles, and these came from outside."""
-    if any(folder.glob("global_step*/*.pt")) and not values.hub_trust_pickles:
+    """Refuses files that may run code when they are loaded, such as DeepSpeed's shards: these came from outside."""
+    if values.hub_trust_pickles:
+        return
+    names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
+    strange = next((name for name in names if "/" in name or not _matches(name, HARMLESS)), None)
+    if strange is not None:
         shutil.rmtree(folder, ignore_errors=True)
         raise RecipeError(
-            f"resume_from_checkpoint: DeepSpeed's optimizer shards are pickle files, which run code when they are "
-            f"loaded; add --hub_trust_pickles true if you trust everyone who can write to {target_of(values)}"
+            f"resume_from_checkpoint: {printable(strange)} may be a pickle, which runs code when it is loaded (as "
+            f"DeepSpeed's and FSDP's shards are); add --hub_trust_pickles true if you trust everyone who can write to "
+            f"{target_of(values)}"
         )
 
 
@@ -345,6 +387,15 @@ def _limit_silence() -> None:
 
     set_client_factory(client)
     disable_progress_bars()  # they would run through the training's output
+
+
+class OtherRunError(RuntimeError):
+    """The repository belongs to another run."""
+
+
+def is_uploading() -> bool:
+    """Whether an upload is under way in this process, for which Python would wait when it ends."""
+    return any(thread.name == _THREAD and thread.is_alive() for thread in threading.enumerate())
 
 
 class Uploader:
@@ -377,7 +428,8 @@ class Uploader:
         self._catching_up: set[str] = set()  # jobs of an earlier start, which the Hub may have already
         self._leave = threading.Event()
         self._prepared = False
-        self._thread = threading.Thread(target=self._work, name="hub-upload", daemon=True)
+        self._run = resumption.run_name(resumption.read_description(folder))
+        self._thread = threading.Thread(target=self._work, name=_THREAD, daemon=True)
 
     # ---- called by the training ------------------------------------------------------------------------------------
 
@@ -458,8 +510,13 @@ class Uploader:
         for job in waiting:
             why = self._failed.get(job, "it was still waiting")
             lines.append(f"  NOT on the Hub:   {job or 'the final model'} ({why})")
-        lines += [f"  NOT on the Hub:   {job} (it waited too long and was given up)" for job in self._given_up]
-        if waiting or self._given_up:
+        lines += [
+            f"  NOT on the Hub:   {job} (it waited too long; "
+            + ("it is in the run folder)" if (self._folder / job.replace("step", "checkpoint")).is_dir() else
+               "save_total_limit has removed it)")
+            for job in self._given_up
+        ]  # fmt: skip
+        if waiting:
             lines.append("                    nothing is lost here: the same command uploads what is missing")
         return lines
 
@@ -492,7 +549,12 @@ class Uploader:
                 return  # given up, or uploaded as an earlier entry of the same name
             try:
                 self._prepare()
+                before = self._manifest(job)
                 commit = self._upload_checkpoint(job) if job else self._upload_final()
+            except OtherRunError as error:
+                logger.error("%s", error)
+                self._failed[job] = str(error)
+                return
             except Exception as error:  # noqa: BLE001  # whatever a client, a proxy or a disk comes up with
                 wait = self._retry_after(error) or delay
                 again = _say(error)
@@ -508,11 +570,17 @@ class Uploader:
                 continue
             self._done[job] = commit
             self._failed.pop(job, None)
-            if job:
+            if job and self._manifest(job) == before:  # else the run was set back, and did this step again meanwhile
                 shutil.rmtree(self._queue_folder / job, ignore_errors=True)
             logger.info("%s is on the Hub: %s", job or "the final model", self.repo_id)
             return
         self._failed.setdefault(job, "the run ended before")
+
+    def _manifest(self, job: str) -> bytes | None:
+        try:
+            return (self._queue_folder / job / resumption.MANIFEST).read_bytes() if job else None
+        except OSError:
+            return None
 
     @staticmethod
     def _retry_after(error: BaseException) -> float | None:
@@ -527,6 +595,9 @@ class Uploader:
         self._api.create_repo(self.repo_id, private=self._private, exist_ok=True)
         if self.branch != "main":
             self._api.create_branch(self.repo_id, branch=self.branch, exist_ok=True)
+        mark = _mark_of(self._api, self.repo_id, self.branch)  # the Hub may not have been there to ask at the start
+        if mark is not None and mark["run"] != self._run:
+            raise OtherRunError(f"{self.repo_id} holds another run, and is left alone: choose another hub_model_id")
         self._prepared = True
 
     def _upload_checkpoint(self, job: str) -> str:
@@ -538,7 +609,8 @@ class Uploader:
         if not self._resume_state:
             wanted = [name for name in wanted if not _matches(name, RESUME_FILES)]
         about = self._about()
-        newest = _newest(self._api, self.repo_id, self.branch) if job in self._catching_up else None
+        there = _mark_of(self._api, self.repo_id, self.branch) if job in self._catching_up else None
+        newest = None if there is None else there["step"]
         if newest is not None and step <= newest and self._is_there(job, folder):
             return "there already"
         self._api.create_branch(self.repo_id, branch=job, exist_ok=True)
@@ -546,8 +618,7 @@ class Uploader:
         if newest is not None and step < newest:
             return "a revision only, for main has a newer model"
         model: dict[str, Path | bytes] = {name: folder / name for name in wanted if _matches(name, MODEL_FILES)}
-        mark = json.dumps({"step": step, "revision": job}).encode()
-        model |= {**about, **self._extra_files(), NEWEST: mark}
+        model |= {**about, **self._extra_files(), NEWEST: self._mark(step)}
         return self._commit(model, self.branch, f"Model of step {step}")
 
     def _is_there(self, job: str, folder: Path) -> bool:
@@ -564,10 +635,16 @@ class Uploader:
         """The run folder's model on main, with everything that tells of the run."""
         files = {path.name: path for path in self._folder.iterdir() if path.is_file()}
         model = {name: path for name, path in files.items() if _matches(name, MODEL_FILES)}
-        return self._commit({**model, **self._about(), **self._extra_files()}, self.branch, "Final model")
+        step = max(resumption.checkpoints_in(self._folder), default=0)
+        about = {**self._about(), **self._extra_files(), NEWEST: self._mark(step)}
+        return self._commit({**model, **about}, self.branch, "Final model")
+
+    def _mark(self, step: int) -> bytes:
+        return json.dumps({"step": step, "run": self._run}).encode()
 
     def _about(self) -> dict[str, Path | bytes]:
-        return {name: self._folder / name for name in RUN_FILES if (self._folder / name).is_file()}
+        # Read at once, for the training writes them anew.
+        return {name: (self._folder / name).read_bytes() for name in RUN_FILES if (self._folder / name).is_file()}
 
     def _extra_files(self) -> dict[str, Path | bytes]:
         files: dict[str, Path | bytes] = {}

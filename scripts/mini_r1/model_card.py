@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mini_r1.completions import Sample, printable
 from mini_r1.puzzle_data import GENERATE
+from mini_r1.recipe import masked
 from mini_r1.run_record import RunRecord, read_run
 
 CARD, CURVE, RECIPE = "README.md", "curve.png", "recipe.yaml"
@@ -24,7 +26,7 @@ _LONGEST_EXAMPLE = 1500
 
 def public_recipe(given: dict[str, Any]) -> dict[str, Any]:
     """A recipe's values without tokens and the like, `env` included, and without places on this machine."""
-    return {key: value for key, value in given.items() if key != "env" and not key.endswith(_PRIVATE)}
+    return masked({key: value for key, value in given.items() if key != "env" and not key.endswith(_PRIVATE)})
 
 
 def write(folder: Path, given: dict[str, Any], prompt: str) -> None:
@@ -45,11 +47,15 @@ def write(folder: Path, given: dict[str, Any], prompt: str) -> None:
 
     record = read_run(folder)
     recipe = yaml.safe_dump(public_recipe(given), sort_keys=True, allow_unicode=True)
-    (folder / RECIPE).write_text(recipe, encoding="utf-8")
     charts = make_charts([record])
-    draw_curves(charts, [record.name], folder / CURVE)
     text = as_text(record, recipe, prompt, has_curve=bool(charts))
-    (folder / CARD).write_text(text, encoding="utf-8")
+    # Each in one piece: an upload may read them meanwhile.
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".card-") as draft:
+        Path(draft, RECIPE).write_text(recipe, encoding="utf-8")
+        Path(draft, CARD).write_text(text, encoding="utf-8")
+        draw_curves(charts, [record.name], Path(draft, CURVE))
+        for path in Path(draft).iterdir():
+            path.replace(folder / path.name)
 
 
 def fenced(text: str, language: str = "text") -> str:

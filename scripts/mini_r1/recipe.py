@@ -59,8 +59,24 @@ class RecipeError(ValueError):
 def fail(message: str, code: int = 2) -> NoReturn:
     """Ends the program with an exit code and one line, printed by the first process of each node only."""
     if is_first_process():
-        print(f"error: {printable(' '.join(str(message).split()))}", file=sys.stderr, flush=True)
+        print(f"error: {masked(printable(' '.join(str(message).split())))}", file=sys.stderr, flush=True)
     raise SystemExit(code)
+
+
+_SECRET = re.compile(r"hf_[\w-]{6,}|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
+
+
+def masked(value: Any) -> Any:
+    """A value, however nested, without tokens and passwords: by the names of keys, and by what looks like one."""
+    if isinstance(value, dict):
+        return {
+            key: "***" if str(key).endswith(("token", "password", "api_key")) and isinstance(inner, str) and inner
+            else masked(inner)
+            for key, inner in value.items()
+        }  # fmt: skip
+    if isinstance(value, (list, tuple)):
+        return [masked(inner) for inner in value]
+    return _SECRET.sub("***", value) if isinstance(value, str) else value
 
 
 def is_first_process() -> bool:

@@ -13,12 +13,14 @@ import fcntl
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mini_r1.completions import SAMPLE_FILES, printable
 from mini_r1.plan import batch_of, uses_bf16
 from mini_r1.recipe import RecipeError, world_size
 
@@ -49,7 +51,11 @@ _FREE = (
     "learning_rate", "lr_scheduler_type", "warmup_steps", "max_steps", "num_train_epochs", "max_grad_norm", "beta",
     "epsilon", "epsilon_high", "loss_type", "scale_rewards", "reward_weights", "temperature", "top_p", "top_k", "min_p",
     "repetition_penalty", "max_completion_length", "use_vllm", "vllm_mode", "per_device_train_batch_size", "bf16",
+    "fp16", "delta", "importance_sampling_level", "mask_truncated_completions", "top_entropy_quantile", "lora_dropout",
+    "vllm_importance_sampling_correction", "vllm_importance_sampling_mode", "use_liger_kernel",
 )  # fmt: skip
+# How a step's completions are cut into micro-batches; not what is trained on.
+_LAYOUT = ("per_device_train_batch_size", "gradient_accumulation_steps", "processes")
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -71,15 +77,15 @@ def write_manifest(folder: Path, state: Mapping[str, Any]) -> None:
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name not in _NOT_NEEDED:
             files[path.relative_to(folder).as_posix()] = path.stat().st_size
-            _sync(path)
+            sync(path)
     draft = folder / f"{MANIFEST}.new"
     draft.write_text(json.dumps({**state, "written": time.time(), "files": files}, indent=1) + "\n")
-    _sync(draft)
+    sync(draft)
     draft.replace(folder / MANIFEST)
-    _sync(folder)
+    sync(folder)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Waits until a file or folder is on the disk, so that a power cut does not undo what the manifest says."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -107,12 +113,15 @@ def fault_in(folder: Path) -> str | None:
     if manifest is None:
         return f"it has no {MANIFEST}, so it was cut off while it was written"
     for name, size in manifest["files"].items():
+        shown = printable(str(name))
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            return f"its {MANIFEST} names {shown}, which is outside of it"
         try:
             there = (folder / name).stat().st_size
-        except OSError:
-            return f"{name} is missing"
+        except (OSError, ValueError):
+            return f"{shown} is missing"
         if there != size:
-            return f"{name} has {there} of {size} bytes"
+            return f"{shown} has {there} of {printable(str(size))} bytes"
     return None
 
 
@@ -221,8 +230,11 @@ def _step_of(checkpoint: Path) -> int:
 
 def _is_finished(folder: Path, step: int, values: Any) -> bool:
     try:
-        planned = json.loads((folder / TRAINER_STATE).read_text()).get("max_steps")
+        state = json.loads((folder / TRAINER_STATE).read_text())
+        planned, epochs = state.get("max_steps"), state.get("num_train_epochs")
     except (OSError, ValueError, AttributeError):
+        return False
+    if values.max_steps <= 0 and epochs is not None and values.num_train_epochs > epochs:
         return False
     wanted = values.max_steps if values.max_steps > 0 else planned
     return isinstance(wanted, int) and step >= wanted
@@ -235,6 +247,17 @@ def read_description(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return description if isinstance(description, dict) else {}
+
+
+def _part(description: Mapping[str, Any], key: str) -> dict[str, Any]:
+    part = description.get(key)
+    return part if isinstance(part, dict) else {}
+
+
+def run_name(description: Mapping[str, Any]) -> str | None:
+    """The name in a `run.json`, which becomes a folder's; None when there is none that can be one."""
+    name = description.get("name")
+    return name if isinstance(name, str) and re.fullmatch(r"\w[\w.-]{0,200}", name) else None
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -265,6 +288,7 @@ def identity(values: Any, environment: Mapping[str, str] = os.environ) -> dict[s
     free = {key: getattr(values, key, None) for key in _FREE}
     free["bf16"] = uses_bf16(values)  # None stands for a choice
     free["processes"] = world_size()
+    free["gradient_accumulation_steps"] = values.gradient_accumulation_steps
     if sharded:  # each process holds a part of the optimizer, and DeepSpeed its learning rate
         fixed["processes"], fixed["learning_rate"] = free.pop("processes"), free.pop("learning_rate")
     return {part: {key: _plain(v) for key, v in entries.items()} for part, entries in
@@ -272,27 +296,58 @@ def identity(values: Any, environment: Mapping[str, str] = os.environ) -> dict[s
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    return [f"{key}: {before[key]} -> {now[key]}" for key in now if key in before and before[key] != now[key]]
+    changed = [key for key in now if key in before and before[key] != now[key]]
+    return [f"{key}: {printable(str(before[key]))} -> {printable(str(now[key]))}" for key in changed]
 
 
 def _checked(resume: Resume, values: Any, environment: Mapping[str, str]) -> Resume:
     """The same with notes on what changed; raises RecipeError when the recipe asks for another run."""
-    before = read_description(resume.path.parent).get("identity")
-    if not isinstance(before, dict):
+    files = resume.manifest.get("files", {})
+    if files and not any(re.match(r"optimizer|global_step", name) for name in files):
+        raise RecipeError(
+            f"{resume.path} was saved with save_only_model: true, without the optimizer, so no run can go on from it: "
+            f"--resume_from_checkpoint false begins anew; or give it as model_name_or_path with another --output_dir"
+        )
+    if getattr(values, "sync_ref_model", False):
+        resume.notes.append("sync_ref_model: the reference model begins anew, no checkpoint holds it")
+    before = _part(read_description(resume.path.parent), "identity")
+    if not before:
         return resume
     now = identity(values, environment)
-    fixed = _differences(before.get("fixed") or {}, now["fixed"])
+    fixed = _differences(_part(before, "fixed"), now["fixed"])
     if fixed:
         raise RecipeError(
             f"{resume.path} cannot be gone on from, the recipe has changed: {', '.join(fixed)}; write the old values "
             f"again, or choose another --output_dir"
         )
-    free = _differences(before.get("free") or {}, now["free"])
+    free = _differences(_part(before, "free"), now["free"])
+    layout = [change for change in free if change.partition(":")[0] in _LAYOUT]
+    if layout and resume.manifest.get("buffered"):
+        raise RecipeError(
+            f"{resume.path} holds completions that still wait for their step, cut for another layout "
+            f"({', '.join(layout)}): write the old values again, or go on from a checkpoint between two generations"
+        )
     if free:
         resume.notes.append(f"changed from step {resume.step} on: {', '.join(free)}")
     if any(change.startswith("processes:") for change in free):
         resume.notes.append("another number of processes: random states start anew, so steps will not repeat exactly")
     return resume
+
+
+def check_agreement(places: list[Any]) -> None:
+    """Refuses to go on when the processes do not see the same checkpoint.
+
+    Args:
+        places: one entry a process, alike where they agree.
+
+    Raises:
+        RecipeError: naming what is likely wrong.
+    """
+    if any(place != places[0] for place in places):
+        raise RecipeError(
+            f"output_dir: the processes see different checkpoints ({', '.join(str(place) for place in places)}): it "
+            f"must be one folder that all machines share"
+        )
 
 
 def lacks_evaluation(resume: Resume, every: float | None) -> bool:
@@ -319,7 +374,7 @@ def check_puzzles(resume: Resume | None, fingerprint: str) -> None:
     """
     if resume is None:
         return
-    before = (read_description(resume.path.parent).get("split") or {}).get("fingerprint")
+    before = _part(read_description(resume.path.parent), "split").get("fingerprint")
     if before not in (None, fingerprint):
         raise RecipeError(
             f"dataset_id_or_path: these are not the puzzles that {resume.path} was trained on, so some would be used "
@@ -387,11 +442,11 @@ def cut_back(sizes: Mapping[str, int], folders: Mapping[str, Path]) -> None:
         sizes: what `SampleLog.sizes` returned when the checkpoint was written.
         folders: the folders its keys begin with.
     """
-    for key, size in sizes.items():
+    for key in SAMPLE_FILES:  # no others: a manifest may come from the Hub
         kind, _, name = key.partition("/")
-        path = folders[kind] / name if kind in folders else None
+        path, size = folders[kind] / name, sizes.get(key)
         try:
-            if path is not None and path.stat().st_size > size:
+            if isinstance(size, int) and 0 <= size < path.stat().st_size:
                 os.truncate(path, size)
         except FileNotFoundError:
             continue

@@ -23,7 +23,7 @@ from typing import Any
 from mini_r1 import resumption
 from mini_r1.completions import SAMPLE_NAMES
 from mini_r1.puzzle_data import PuzzleSplit
-from mini_r1.recipe import RecipeError, is_first_process, world_size
+from mini_r1.recipe import RecipeError, is_first_process, masked, world_size
 from mini_r1.statistics import wilson_interval
 
 logger = logging.getLogger(__name__)
@@ -135,9 +135,10 @@ def open_run(
     description = folder / resumption.RUN_DESCRIPTION
     name = [f"{folder.resolve().name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"]
     earlier = resumption.read_description(folder)
-    goes_on = resume is not None and resume.same_folder and "name" in earlier
-    if goes_on:
-        name = [str(earlier["name"])]
+    earlier_name = resumption.run_name(earlier)
+    goes_on = resume is not None and resume.same_folder
+    if goes_on and earlier_name is not None:
+        name = [earlier_name]
     broadcast_object_list(name)
     samples = Path(next(a.completion_samples_dir for a in arguments if hasattr(a, "completion_samples_dir")))
     run = Run(name[0], folder, samples / name[0])
@@ -147,7 +148,7 @@ def open_run(
             "started": earlier.get("started", _now()) if goes_on else _now(),
             "resumed_from": None if resume is None else str(resume.path),
             "resumes": [
-                *(earlier.get("resumes", []) if goes_on else []),
+                *(list(earlier.get("resumes") or []) if goes_on else []),
                 *([] if resume is None else [{"time": _now(), "step": resume.step, "notes": resume.notes}]),
             ],
             "command": [Path(sys.argv[0]).name, *_mask_tokens(argv)],
@@ -173,11 +174,12 @@ def open_run(
             resumption.set_aside(resume.aside, folder)
             resumption.cut_back(resume.manifest.get("samples") or {}, sample_folders(run))
         else:
-            _set_aside(folder, earlier.get("name"))
+            _set_aside(folder, earlier_name)
             resumption.set_aside(resumption.checkpoints_in(folder).values(), folder)
         (folder / resumption.TRAINER_STATE).unlink(missing_ok=True)  # it says that the run is finished
         draft = description.with_suffix(".json.new")
-        draft.write_text(json.dumps(record, indent=2, default=str) + "\n")
+        draft.write_text(json.dumps(masked(record), indent=2, default=str) + "\n")
+        resumption.sync(draft)  # a resumed run depends on it
         draft.replace(description)
         _link_samples(run)
     return run

@@ -138,8 +138,9 @@ class VLLMAgreement(TrainerCallback):
         self.trainer, self.token_ids, self.largest_gap = trainer, token_ids, largest_gap
         self.path = Path(trainer.args.output_dir, AGREEMENT_NAME)
         self.records: list[dict[str, Any]] = []
-        if resumed and self.path.is_file():
-            self.records = json.loads(self.path.read_text())
+        if resumed:
+            with contextlib.suppress(OSError, ValueError):
+                self.records = list(json.loads(self.path.read_text()))
 
     def _compare(self, step: int, may_stop: bool) -> None:
         by_vllm, by_trainer = self.trainer.logprobs_of(self.token_ids)
@@ -158,7 +159,9 @@ class VLLMAgreement(TrainerCallback):
         self.records.append({"step": step, "token_ids": self.token_ids, "vllm": by_vllm, "trainer": by_trainer,
                              "mean_difference": mean, "largest_difference": largest})  # fmt: skip
         try:
-            self.path.write_text(json.dumps(self.records, indent=1) + "\n")
+            draft = self.path.with_suffix(".json.new")  # in one piece, for the next start reads it
+            draft.write_text(json.dumps(self.records, indent=1) + "\n")
+            draft.replace(self.path)
         except OSError as error:
             logger.warning("cannot write %s (%s)", self.path, error)
         logger.log(
@@ -199,10 +202,14 @@ class GuardCallback(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not self.stop_on_non_finite or args.fp16:  # fp16's loss scaling looks for overflows itself
             return
-        finite = [parameter.grad.isfinite().all() for parameter in self.trainer.model.parameters()
-                  if parameter.grad is not None]  # fmt: skip
-        if finite:  # DeepSpeed keeps gradients to itself
-            self.trainer.stop_unless(torch.stack([flag.to(finite[0].device) for flag in finite]).all(), "the gradient")
+        if self.trainer.is_deepspeed_enabled:  # it keeps gradients to itself
+            return
+        device = self.trainer.accelerator.device
+        good = torch.ones((), dtype=torch.bool, device=device)
+        for parameter in self.trainer.model.parameters():
+            if parameter.grad is not None:  # with FSDP2 a part of it
+                good &= getattr(parameter.grad, "_local_tensor", parameter.grad).isfinite().all().to(device)
+        self.trainer.stop_unless(good, "the gradient")
 
 
 class StepBoundary(TrainerCallback):
@@ -215,10 +222,12 @@ class StepBoundary(TrainerCallback):
         self.trainer = trainer
         self.random_state: dict[str, Any] = {}
         self.state: dict[str, Any] = {}
+        self.buffer: Any = None
 
     def _remember(self) -> None:
         self.random_state = _random_state()
         self.state = self.trainer.state_to_keep()
+        self.buffer = self.trainer._buffered_inputs  # a generation makes a new list
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._remember()
@@ -356,6 +365,8 @@ class CountdownGRPOTrainer(GRPOTrainer):
             "step": self.state.global_step,
             "processes": self.accelerator.num_processes,
             "micro_steps": self._step,
+            "buffered": self._is_mid_generation(),
+            "layout": self._layout(),
             "tokens": self.state.num_input_tokens_seen,
             "loss_sum": self._total_loss_scalar if hasattr(self, "_total_loss_scalar") else 0.0,
             "samples": self.sample_sizes(),
@@ -364,6 +375,12 @@ class CountdownGRPOTrainer(GRPOTrainer):
     def _is_mid_generation(self) -> bool:
         """Whether completions that were sampled before are still to be trained on."""
         return self._step % (self.args.steps_per_generation * self.num_iterations) != 0
+
+    def _layout(self) -> list[int]:
+        """How a step's completions are cut into micro-batches, in which `_step` counts."""
+        args = self.args
+        return [args.per_device_train_batch_size, args.gradient_accumulation_steps, args.steps_per_generation,
+                self.num_iterations, self.accelerator.num_processes]  # fmt: skip
 
     def _buffer_path(self, folder: str | Path) -> Path:
         return Path(folder, f"generation_buffer_{self.accelerator.process_index}.pt")
@@ -381,6 +398,7 @@ class CountdownGRPOTrainer(GRPOTrainer):
             try:
                 super()._save_checkpoint(model, trial)
                 if self._is_mid_generation():
+                    folder.mkdir(exist_ok=True)
                     torch.save(self._buffered_inputs, self._buffer_path(folder))
             except (OSError, SafetensorError, RuntimeError) as error:
                 if not is_about_the_disk(error) or self.is_deepspeed_enabled or self.is_fsdp_enabled:
@@ -399,8 +417,10 @@ class CountdownGRPOTrainer(GRPOTrainer):
                 failure = str(error)
         if failure is not None:
             shutil.rmtree(folder, ignore_errors=True)
-            kept = max((n for n, path in resumption.checkpoints_in(folder.parent).items()
-                        if not resumption.fault_in(path)), default=None)  # fmt: skip
+            kept = None
+            with contextlib.suppress(OSError):
+                kept = max((n for n, path in resumption.checkpoints_in(folder.parent).items()
+                            if not resumption.fault_in(path)), default=None)  # fmt: skip
             logger.error(
                 "step %d: no checkpoint could be written (%s); training goes on, and %s; make room or change the "
                 "permissions at %s, the next save tries again",
@@ -409,7 +429,11 @@ class CountdownGRPOTrainer(GRPOTrainer):
                 folder.parent,
             )  # fmt: skip
             return
-        rotate_checkpoints(self.args.output_dir, self.args.save_total_limit, self.state.best_model_checkpoint, True)
+        try:
+            limit = self.args.save_total_limit
+            rotate_checkpoints(self.args.output_dir, limit, self.state.best_model_checkpoint, True)
+        except OSError as error:
+            logger.warning("old checkpoints could not be removed (%s)", error)
         if self.after_save is not None:
             self.after_save(folder)
 
@@ -425,10 +449,10 @@ class CountdownGRPOTrainer(GRPOTrainer):
 
     def _room_for(self, folder: Path) -> str | None:
         """Why a checkpoint would not fit, going by the size of the last one; None when nothing speaks against it."""
-        previous = [path for path in resumption.checkpoints_in(folder.parent).values() if path != folder]
-        if not previous:
-            return None
         try:
+            previous = [path for path in resumption.checkpoints_in(folder.parent).values() if path != folder]
+            if not previous:
+                return None
             size = sum(file.stat().st_size for file in previous[-1].rglob("*") if file.is_file())
             free = shutil.disk_usage(folder.parent).free
         except OSError as error:
@@ -450,14 +474,15 @@ class CountdownGRPOTrainer(GRPOTrainer):
             What was done, as a clause for the closing message.
         """
         step = self.state.global_step
-        if step == 0:
-            return "nothing was trained yet"
+        if step == 0 or not self._boundary.state:
+            return "nothing new was trained yet"
         folder = Path(self.args.output_dir, f"checkpoint-{step}")
         there = [resumption.fault_in(folder) is None]
         broadcast_object_list(there)
         if not there[0]:
             state = {**self._boundary.state, "step": step}
             self._step, self.state.num_input_tokens_seen = state["micro_steps"], state["tokens"]
+            self._buffered_inputs = self._boundary.buffer
             self.control.should_save = False
             now = _random_state()
             _restore_random_state(self._boundary.random_state)
@@ -478,6 +503,12 @@ class CountdownGRPOTrainer(GRPOTrainer):
             return
         super()._run_epoch(*args, **kwargs)
 
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        if self._resume is not None:  # there was no step to make
+            self._restore(self._resume)
+            self._resume = None
+        return super()._finalize_training(*args, **kwargs)
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with _readable(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
@@ -489,13 +520,15 @@ class CountdownGRPOTrainer(GRPOTrainer):
     def _restore(self, resume: Resume) -> None:
         """Takes up what `state_to_keep` kept, and the recipe's learning rate where it was changed."""
         self._total_loss_scalar = float(resume.manifest.get("loss_sum", 0.0))
-        self._step = int(resume.manifest.get("micro_steps", 0))
+        self.state.compute_steps(self.args, self.state.max_steps)  # how often to log, save and evaluate: the recipe's
+        # Only where in a generation the count stands matters; between two it may begin anew for another layout.
+        same_layout = resume.manifest.get("layout") == self._layout()
+        self._step = int(resume.manifest.get("micro_steps", 0)) if same_layout else 0
         if self._is_mid_generation():
             path = self._buffer_path(resume.path)
-            if path.is_file():
+            if all(gather_object([path.is_file()])):  # either all have it, or all sample again
                 with _readable(resume.path):
-                    buffer = torch.load(path, map_location=self.accelerator.device, weights_only=True)
-                self._buffered_inputs = buffer
+                    self._buffered_inputs = torch.load(path, map_location=self.accelerator.device, weights_only=True)
             else:
                 logger.warning("%s is missing: completions of unfinished generations are sampled again", path)
         base_rates = getattr(self.lr_scheduler, "base_lrs", None)
