@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import shlex
 from pathlib import Path
@@ -79,7 +78,8 @@ def test_header_names_hardware_and_a_launch_line_with_files_that_exist(path: Pat
 @pytest.mark.parametrize("path", GRPO, ids=lambda path: path.name)
 def test_grpo_recipe_parses_and_its_batch_is_whole_groups(path: Path, monkeypatch: pytest.MonkeyPatch):
     processes = processes_of(launch_line(path))
-    model_args, script_args, args = parse_grpo(path)  # every key is known and every value has the right type
+    *groups, args = parse_all(path)  # every key is known and every value has the right type
+    model_args = groups[0]
     assert model_args.model_name_or_path
     assert args.report_to == ["tensorboard"]
     completions = args.per_device_train_batch_size * processes * args.gradient_accumulation_steps
@@ -90,7 +90,7 @@ def test_grpo_recipe_parses_and_its_batch_is_whole_groups(path: Path, monkeypatc
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     from run_r1_grpo import check_values
 
-    check_values(argparse.Namespace(**vars(model_args), **vars(script_args), **vars(args)))
+    check_values(recipe.merged(*groups, args))
 
 
 # Where each recipe's header says it runs: GPUs of the machine, training processes, who generates on which GPUs.
