@@ -15,6 +15,7 @@ import pytest
 from conftest import QUICK, ROOT, TINY_MODEL, Launcher, program_environment
 from evaluate import ALL, arguments, columns, compare, score, settle_sampling, summarise
 from mini_r1 import generation
+from mini_r1 import resumption
 from mini_r1.checkpoints import Checkpoint, refuse_trained_puzzles, resolve
 from mini_r1.countdown import Puzzle, is_held_out, stratum
 from mini_r1.generation import Completion, Sampling
@@ -107,6 +108,14 @@ def test_a_run_folder_is_its_base_and_all_its_checkpoints_in_order(tmp_path: Pat
     (run / "trainer_state.json").write_text('{"global_step": 120}')
     assert [checkpoint.name for checkpoint in resolve(str(run))] == [*names, "final model"]
     assert resolve(str(run / "checkpoint-9"))[0].run_folder == run
+
+
+def test_a_checkpoint_that_is_being_written_is_left_out(tmp_path: Path):
+    run = run_folder(tmp_path / "run")
+    for step in (10, 20):
+        model_folder(run / f"checkpoint-{step}")
+    resumption.write_manifest(run / "checkpoint-10", {"step": 10})
+    assert [checkpoint.name for checkpoint in resolve(str(run))] == ["base", "checkpoint-10"]
 
 
 def test_hub_ids_with_revisions():

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mini_r1 import resumption
 from mini_r1.countdown import MAX_HELD_OUT_SHARE, Puzzle, is_held_out
 from mini_r1.puzzle_data import GENERATE, is_there, local_path
 from mini_r1.recipe import RecipeError
@@ -104,6 +105,8 @@ def _of_run(folder: Path) -> list[Checkpoint]:
         (path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()),
         key=lambda path: int(path.name.removeprefix("checkpoint-")),
     )
+    if any(resumption.read_manifest(path) for path in checkpoints):  # one that is just being written is left out
+        checkpoints = [path for path in checkpoints if not resumption.fault_in(path)]
     found = [_local(path, path.name) for path in checkpoints if _is_model(path)]
     run, run_folder = _run_of(folder)
     if _is_model(folder):
