@@ -14,8 +14,7 @@ import pytest
 
 from conftest import QUICK, ROOT, TINY_MODEL, Launcher, program_environment
 from evaluate import ALL, arguments, columns, compare, score, settle_sampling, summarise
-from mini_r1 import generation
-from mini_r1 import resumption
+from mini_r1 import generation, resumption
 from mini_r1.checkpoints import Checkpoint, refuse_trained_puzzles, resolve
 from mini_r1.countdown import Puzzle, is_held_out, stratum
 from mini_r1.generation import Completion, Sampling
