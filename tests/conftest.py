@@ -19,6 +19,10 @@ TINY_MODEL = ROOT / "configs" / "tiny-countdown"
 TINY_RECIPE = ROOT / "receipes" / "grpo-tiny-countdown-cpu.yaml"
 ACCELERATE_CONFIGS = ROOT / "configs" / "accelerate_configs"
 
+# Started in the background by a shell, we would ignore Ctrl-C, and so would every program that the tests start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # The tiny recipe cut down to a few seconds of work.
 QUICK = {
     "max_steps": 2,
