@@ -29,7 +29,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mini_r1 import guards, hub, placement, plan, process_guard, recipe, resumption, run_folder, vllm_server
 from mini_r1.completions import (
@@ -44,9 +44,6 @@ from mini_r1.countdown import Reason
 from mini_r1.puzzle_data import DataError, PuzzleSplit, is_local, load_puzzles
 from mini_r1.reasoning import SIGNS
 from mini_r1.vllm_server import VLLMArguments, VLLMServerError
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger(__name__)
 

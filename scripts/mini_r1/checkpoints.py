@@ -101,10 +101,7 @@ def _local(folder: Path, name: str | None = None) -> Checkpoint:
 
 def _of_run(folder: Path) -> list[Checkpoint]:
     """The model that a run began with, its checkpoints in order, and its final model unless the last is the same."""
-    checkpoints = sorted(
-        (path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()),
-        key=lambda path: int(path.name.removeprefix("checkpoint-")),
-    )
+    checkpoints = list(resumption.checkpoints_in(folder).values())
     if any(resumption.read_manifest(path) for path in checkpoints):  # one that is just being written is left out
         checkpoints = [path for path in checkpoints if not resumption.fault_in(path)]
     found = [_local(path, path.name) for path in checkpoints if _is_model(path)]

@@ -38,7 +38,7 @@ MODEL_FILES = (
 )  # fmt: skip
 # What only a resumed run needs: several times the size of the model.
 RESUME_FILES = ("optimizer*", "scheduler.pt", "rng_state*", "global_step*/*", "generation_buffer_*", "latest",
-                "zero_to_fp32.py", "optimizer_0/*", "pytorch_model_fsdp_0/*")  # fmt: skip
+                "optimizer_0/*", "pytorch_model_fsdp_0/*")  # fmt: skip
 # What a checkpoint from the Hub may consist of: all else may run code when it is loaded, as the pickles of DeepSpeed
 # and of sharded FSDP states do. The .pt and .pth files here are read with torch's weights_only.
 HARMLESS = (*MODEL_FILES, "*.json", "*.txt", "*.md", "*.png", "*.yaml", ".gitattributes", "optimizer.pt",

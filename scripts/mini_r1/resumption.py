@@ -77,15 +77,24 @@ def write_manifest(folder: Path, state: Mapping[str, Any]) -> None:
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name not in _NOT_NEEDED:
             files[path.relative_to(folder).as_posix()] = path.stat().st_size
-            sync(path)
-    draft = folder / f"{MANIFEST}.new"
-    draft.write_text(json.dumps({**state, "written": time.time(), "files": files}, indent=1) + "\n")
-    sync(draft)
-    draft.replace(folder / MANIFEST)
-    sync(folder)
+            _sync(path)
+    write_whole(folder / MANIFEST, json.dumps({**state, "written": time.time(), "files": files}, indent=1) + "\n")
+    _sync(folder)
 
 
-def sync(path: Path) -> None:
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that a later start depends on: after a crash there is the old one or the new one, never a part.
+
+    Raises:
+        OSError: when the disk does not take it.
+    """
+    draft = path.with_name(f"{path.name}.new")
+    draft.write_text(text)
+    _sync(draft)
+    draft.replace(path)
+
+
+def _sync(path: Path) -> None:
     """Waits until a file or folder is on the disk, so that a power cut does not undo what the manifest says."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

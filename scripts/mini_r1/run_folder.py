@@ -177,10 +177,7 @@ def open_run(
             _set_aside(folder, earlier_name)
             resumption.set_aside(resumption.checkpoints_in(folder).values(), folder)
         (folder / resumption.TRAINER_STATE).unlink(missing_ok=True)  # it says that the run is finished
-        draft = description.with_suffix(".json.new")
-        draft.write_text(json.dumps(masked(record), indent=2, default=str) + "\n")
-        resumption.sync(draft)  # a resumed run depends on it
-        draft.replace(description)
+        resumption.write_whole(description, json.dumps(masked(record), indent=2, default=str) + "\n")
         _link_samples(run)
     return run
 

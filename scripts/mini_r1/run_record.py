@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from mini_r1 import resumption
 from mini_r1.completions import Sample, printable
 from mini_r1.recipe import RecipeError
 from mini_r1.run_folder import SUCCESS_METRIC, held_out_curve
@@ -170,12 +171,7 @@ def read_tensorboard(folder: Path) -> list[dict[str, float]]:
 
 def read_trainer_state(folder: Path) -> list[dict[str, float]]:
     """The trainer's scalars from its state: the finished run's, else that of the newest readable checkpoint."""
-    numbered = {
-        int(number): path
-        for path in folder.glob("checkpoint-*")
-        if (number := path.name.removeprefix("checkpoint-")).isdecimal()
-    }
-    for place in (folder, *(numbered[number] for number in sorted(numbered, reverse=True))):
+    for place in (folder, *reversed(resumption.checkpoints_in(folder).values())):
         state = _read_json(place / "trainer_state.json")
         entries = state.get("log_history") if isinstance(state, dict) else None
         if isinstance(entries, list):

@@ -159,9 +159,7 @@ class VLLMAgreement(TrainerCallback):
         self.records.append({"step": step, "token_ids": self.token_ids, "vllm": by_vllm, "trainer": by_trainer,
                              "mean_difference": mean, "largest_difference": largest})  # fmt: skip
         try:
-            draft = self.path.with_suffix(".json.new")  # in one piece, for the next start reads it
-            draft.write_text(json.dumps(self.records, indent=1) + "\n")
-            draft.replace(self.path)
+            resumption.write_whole(self.path, json.dumps(self.records, indent=1) + "\n")
         except OSError as error:
             logger.warning("cannot write %s (%s)", self.path, error)
         logger.log(
@@ -495,18 +493,14 @@ class CountdownGRPOTrainer(GRPOTrainer):
         return f"step {step} is saved in {folder}, and the same command goes on from there"
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        if self._resume is not None:
-            self._restore(self._resume)
-            self._resume = None
+        self._restore()
         if self.state.global_step >= self.state.max_steps:  # killed between the last step and the end
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
-        if self._resume is not None:  # there was no step to make
-            self._restore(self._resume)
-            self._resume = None
+        self._restore()  # where there was no step to make
         return super()._finalize_training(*args, **kwargs)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -517,8 +511,11 @@ class CountdownGRPOTrainer(GRPOTrainer):
         with _readable(checkpoint):
             super()._load_rng_state(checkpoint)
 
-    def _restore(self, resume: Resume) -> None:
+    def _restore(self) -> None:
         """Takes up what `state_to_keep` kept, and the recipe's learning rate where it was changed."""
+        resume, self._resume = self._resume, None
+        if resume is None:  # done before, or a run from the start
+            return
         self._total_loss_scalar = float(resume.manifest.get("loss_sum", 0.0))
         self.state.compute_steps(self.args, self.state.max_steps)  # how often to log, save and evaluate: the recipe's
         # Only where in a generation the count stands matters; between two it may begin anew for another layout.
