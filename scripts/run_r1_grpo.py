@@ -364,6 +364,18 @@ def whole_batches(eval_dataset: Any, training_args: Any) -> Any:
     return eval_dataset.select(range(kept))
 
 
+def model_init_kwargs(model_args: Any, training_args: Any) -> dict[str, Any]:
+    """What `from_pretrained` gets, for the policy and for a reference model."""
+    return {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        "device_map": None,  # the trainer places it; TRL's "auto" spreads one process over all GPUs that it sees
+        "use_safetensors": True,  # other weights are pickles, which run code when they are loaded
+        **(training_args.model_init_kwargs or {}),
+    }
+
+
 def show_plan(argv: list[str]) -> None:
     """`--dry_run`: the plan of this run, without loading torch or TRL. Raises RecipeError or DataError."""
     values, changed = recipe.read_lightly(OWN_ARGUMENTS, argv)
@@ -465,7 +477,7 @@ def main(argv: list[str]) -> None:
 
     # ---- tokenizer and model ---------------------------------------------------------------------------------------
     from mini_r1 import model_card
-    from mini_r1.trainer import CountdownGRPOTrainer, VLLMAgreement, is_about_the_disk
+    from mini_r1.trainer import CountdownGRPOTrainer, is_about_the_disk
 
     tokenizer_name = script_args.tokenizer_name_or_path or model_args.model_name_or_path
     try:
@@ -492,13 +504,7 @@ def main(argv: list[str]) -> None:
             eval_dataset = whole_batches(eval_dataset, training_args)
         except recipe.RecipeError as error:
             recipe.fail(str(error))
-    training_args.model_init_kwargs = {
-        "revision": model_args.model_revision,
-        "attn_implementation": model_args.attn_implementation,
-        "dtype": model_args.dtype,
-        "use_safetensors": True,  # other weights are pickles, which run code when they are loaded
-        **(training_args.model_init_kwargs or {}),
-    }
+    training_args.model_init_kwargs = model_init_kwargs(model_args, training_args)
 
     # ---- trainer ---------------------------------------------------------------------------------------------------
     try:
@@ -541,11 +547,6 @@ def main(argv: list[str]) -> None:
         trainer.after_save = uploader.add
         uploader.start()
 
-    if training_args.use_vllm:
-        text = tokenizer(train_dataset[0]["prompt"])["input_ids"]
-        trainer.add_callback(
-            VLLMAgreement(trainer, text, resumed=resume is not None, largest_gap=guard_args.guard_logprob_gap)
-        )
     trainer.watch(values)
 
     # ---- train and save --------------------------------------------------------------------------------------------

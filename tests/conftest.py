@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY_MODEL = ROOT / "configs" / "tiny-countdown"
@@ -50,13 +53,35 @@ def flags(**values: object) -> list[str]:
     return [part for key, value in values.items() for part in (f"--{key}", str(value))]
 
 
+@functools.cache
+def partitioned(config: str) -> Path:
+    """A ZeRO-3 configuration with DeepSpeed's thresholds scaled to the tiny model.
+
+    They count elements, and every tensor of the tiny model is below the default of 100 000: under "ZeRO-3" none of them
+    would ever be partitioned in a forward pass.
+    """
+    values = yaml.safe_load((ACCELERATE_CONFIGS / config).read_text())
+    del values["mixed_precision"]
+    values["deepspeed_config"] = {
+        "deepspeed_multinode_launcher": "standard",
+        "deepspeed_config_file": str(ROOT / "tests" / "data" / "zero3.json"),
+        "zero3_init_flag": True,
+    }
+    path = Path(tempfile.mkdtemp(prefix="mini-r1-test-"), config)
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
 class Launcher:
     """Runs `run_r1_grpo.py` through `accelerate launch`, from the repository's root, as README says."""
 
-    def command(self, config: str, recipe: Path, launch_flags: list[str], **overrides: object) -> list[str]:
+    def command(
+        self, config: str, recipe: Path, launch_flags: list[str], scaled: bool = True, **overrides: object
+    ) -> list[str]:
+        path = partitioned(config) if "zero3" in config and scaled else ACCELERATE_CONFIGS / config
         return [
             sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch",
-            "--config_file", str(ACCELERATE_CONFIGS / config), *launch_flags,
+            "--config_file", str(path), *launch_flags,
             "scripts/run_r1_grpo.py", "--config", str(recipe), *flags(**overrides),
         ]  # fmt: skip
 

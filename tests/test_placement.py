@@ -20,7 +20,7 @@ def values(**changed: object) -> SimpleNamespace:
         "use_cpu": False, "use_vllm": True, "vllm_mode": "server", "vllm_device": "auto", "vllm_server_base_url": None,
         "vllm_server_host": "0.0.0.0", "vllm_server_port": 8000, "vllm_gpu_memory_utilization": 0.9,
         "vllm_tensor_parallel_size": 1, "vllm_enable_sleep_mode": False, "vllm_weight_transfer": "auto",
-        "vllm_server_timeout": 240.0, "ddp_timeout": 1800,
+        "vllm_server_timeout": 240.0, "ddp_timeout": 1800, "use_peft": False,
     }  # fmt: skip
     return SimpleNamespace(**{**defaults, **changed})
 
@@ -109,6 +109,7 @@ def test_what_would_run_badly_is_noted(changed: dict, note: str):
                  id="an address for colocate"),
     pytest.param({"vllm_server_timeout": 3600}, FOUR, "raise ddp_timeout as well", id="ranks that give up before"),
     pytest.param({"vllm_gpu_memory_utilization": 90}, FOUR, "at most 1", id="memory in per cent"),
+    pytest.param({"use_peft": True, "use_dora": True}, FOUR, "use_dora", id="an adapter that cannot be merged"),
     pytest.param({"vllm_weight_transfer": "http"}, FOUR, "auto, nccl or folder", id="an unknown transport"),
     pytest.param({"vllm_weight_transfer": "nccl", "use_cpu": True}, gpus(0, 1), "write folder", id="NCCL on the CPU"),
     pytest.param({"vllm_mode": "colocate", "vllm_enable_sleep_mode": True, "use_cpu": True}, gpus(0, 1), "remove it",

@@ -53,7 +53,8 @@ def test_two_machines_train_and_a_third_generates():
         "--max-model-len 1280 --tensor-parallel-size 1 "
         "--gpu-memory-utilization 0.9 --model-impl vllm --seed 42 --logprobs-mode processed_logprobs "
         "--max-logprobs -1 --generation-config vllm --disable-uvicorn-access-log "
-        """--weight-transfer-config '{"backend": "nccl"}' --enable-scale-out --revision main --dtype bfloat16 """
+        """--weight-transfer-config '{"backend": "nccl"}' --enable-scale-out --worker-extension-cls """
+        "mini_r1.vllm_worker.WorkerExtension --revision main --dtype bfloat16 "
         "--enable-prefix-caching --data-parallel-size 8"
     )
     assert [host for host, _ in trains] == ["a", "b"]
@@ -105,6 +106,7 @@ def test_what_cannot_work_is_one_line(environment: dict, message: str):
 def test_the_steps_get_the_words_that_the_dry_run_prints(tmp_path: Path):
     """`srun`, `scontrol` and the programs are replaced by ones that write down what they are called with."""
     programs = {
+        "getent": "echo 10.0.0.7 STREAM",
         "scontrol": "printf 'a\\nb\\nc\\n'",
         # One task a machine, each with its number, as srun does.
         "srun": """
@@ -133,8 +135,10 @@ def test_the_steps_get_the_words_that_the_dry_run_prints(tmp_path: Path):
     for words in trained:
         assert words.index("--machine_rank") < words.index("scripts/run_r1_grpo.py")
         assert after(words, "--output_dir") == "runs/two words"
+        assert after(words, "--vllm_server_base_url") == "http://10.0.0.7:8000"
     (served,) = (tmp_path / "served").read_text().splitlines()
     assert "serve_vllm.py" in served
+    assert after(shlex.split(served), "--vllm_server_host") == "10.0.0.7"
     # The script ended with the training, and took the server along.
     assert not [p for p in Path("/proc").glob("[0-9]*/environ") if str(tmp_path).encode() in read(p)]
 

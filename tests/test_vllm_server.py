@@ -59,7 +59,7 @@ def test_the_command_line_on_the_cpu():
         "/env/bin/python -m vllm.entrypoints.openai.api_server --model Qwen/Qwen2.5-3B-Instruct "
         "--host 127.0.0.1 --port 8123 --max-model-len 1280 --model-impl vllm --seed 42 "
         "--logprobs-mode processed_logprobs --max-logprobs -1 --generation-config vllm --disable-uvicorn-access-log "
-        "--enable-scale-out --worker-extension-cls mini_r1.vllm_cpu.WorkerExtension "
+        "--enable-scale-out --worker-extension-cls mini_r1.vllm_worker.WorkerExtension "
         "--revision main --dtype float32 --enable-prefix-caching --enforce-eager"
     )
 

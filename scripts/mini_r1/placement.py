@@ -182,6 +182,11 @@ def plan(values: Any, machine: Machine, installed: tuple[str, str] | None) -> Pl
     if not values.use_vllm:
         return Placement("transformers", on_cpu, lines=(*lines, "  generation: transformers, on each rank"))
     check_vllm(installed, on_cpu)
+    for key in ("use_dora", "lora_target_parameters"):
+        if values.use_peft and getattr(values, key):
+            raise RecipeError(
+                f"{key} with use_vllm: true: such an adapter cannot be merged for vLLM; remove one of them"
+            )
     devices = parse_devices(values.vllm_device)
     if values.vllm_tensor_parallel_size < 1:
         raise RecipeError(f"vllm_tensor_parallel_size must be 1 or more, got {values.vllm_tensor_parallel_size}")

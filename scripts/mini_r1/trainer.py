@@ -1,5 +1,5 @@
-"""TRL's GRPOTrainer with what this project adds to it: trimmed micro-batches, an observer, one line a step, a
-comparison of vLLM's log-probabilities with the trainer's, and checkpoints from which a run goes on exactly.
+"""TRL's GRPOTrainer with what this project adds to it: trimmed micro-batches, an observer, one line a step, vLLM's
+log-probabilities held against the trainer's, and checkpoints from which a run resumes exactly.
 
 Importing this module loads torch and TRL (about ten seconds); scripts import it inside `main()`.
 
@@ -9,18 +9,20 @@ Shapes: B completions (P prompts x G generations), T_p prompt tokens, T_c comple
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
+import math
 import pickle
 import random
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 from safetensors import SafetensorError
 from transformers import ProgressCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
@@ -34,11 +36,6 @@ from mini_r1.recipe import RecipeError
 from mini_r1.resumption import Resume
 
 logger = logging.getLogger(__name__)
-
-AGREEMENT_NAME = "vllm_agreement.json"
-# Mean difference of log-probabilities beyond which vLLM samples from another model than the one that is trained;
-# bfloat16 kernels alone make about a hundredth.
-_DISAGREEMENT = 0.1
 
 # Tensors of a micro-batch that run along the completion, (B, T_c); those along the prompt are (B, T_p).
 _ALONG_COMPLETION = (
@@ -118,75 +115,11 @@ class OneLineProgress(ProgressCallback):
             logger.info(line)  # the other machines' logs show that they are alive, too
 
 
-class VLLMAgreement(TrainerCallback):
-    """Compares vLLM's log-probabilities of a fixed text with the trainer's: before the first step, with every
-    checkpoint, and after the last step.
-
-    They agree only if vLLM computes with the weights that are trained, so this shows whether updates arrive. Writes
-    `vllm_agreement.json` into the run folder: per comparison the step, the tokens, both lists, and their differences.
-
-    Args:
-        trainer: a trainer that generates with vLLM.
-        token_ids: the text.
-        resumed: whether the comparisons of an earlier part of the run are kept.
-        largest_gap: the mean difference beyond which the run stops; 0 for none.
-    """
-
-    def __init__(
-        self, trainer: CountdownGRPOTrainer, token_ids: list[int], resumed: bool = False, largest_gap: float = 0.0
-    ):
-        self.trainer, self.token_ids, self.largest_gap = trainer, token_ids, largest_gap
-        self.path = Path(trainer.args.output_dir, AGREEMENT_NAME)
-        self.records: list[dict[str, Any]] = []
-        if resumed:
-            with contextlib.suppress(OSError, ValueError):
-                self.records = list(json.loads(self.path.read_text()))
-
-    def _compare(self, step: int, may_stop: bool) -> None:
-        by_vllm, by_trainer = self.trainer.logprobs_of(self.token_ids)
-        mean = [self._record(step, by_vllm, by_trainer) if self.trainer.accelerator.is_main_process else 0.0]
-        broadcast_object_list(mean)
-        if may_stop and 0 < self.largest_gap < mean[0]:
-            raise GuardError(
-                f"vLLM's and the trainer's log-probabilities of a fixed text differ by {mean[0]:.3g} nats a token: "
-                f"vLLM samples from another model than the one that is trained; check model_revision, dtype and "
-                f"vllm_dtype (guard_logprob_gap)"
-            )
-
-    def _record(self, step: int, by_vllm: list[float], by_trainer: list[float]) -> float:
-        differences = [abs(a - b) for a, b in zip(by_vllm, by_trainer, strict=True)]
-        mean, largest = sum(differences) / len(differences), max(differences)
-        self.records.append({"step": step, "token_ids": self.token_ids, "vllm": by_vllm, "trainer": by_trainer,
-                             "mean_difference": mean, "largest_difference": largest})  # fmt: skip
-        try:
-            resumption.write_whole(self.path, json.dumps(self.records, indent=1) + "\n")
-        except OSError as error:
-            logger.warning("cannot write %s (%s)", self.path, error)
-        logger.log(
-            logging.WARNING if mean > _DISAGREEMENT else logging.INFO,
-            "step %d: vLLM's and the trainer's log-probabilities of a fixed text differ by %.2g in the mean, %.2g at "
-            "most%s", step, mean, largest,
-            "; vLLM samples from another model than the one trained: check revision and dtype"
-            if mean > _DISAGREEMENT else "",
-        )  # fmt: skip
-        return mean
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._compare(state.global_step, may_stop=True)
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step < state.max_steps:
-            self._compare(state.global_step, may_stop=True)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._compare(state.global_step, may_stop=False)
-
-
 class GuardCallback(TrainerCallback):
-    """Shows the guards what is logged, and gradients before they are applied. Raises GuardError on every rank."""
+    """Shows the guards what is logged. Raises GuardError on every rank."""
 
-    def __init__(self, trainer: CountdownGRPOTrainer, watch: Guards, stop_on_non_finite: bool):
-        self.trainer, self.watch, self.stop_on_non_finite = trainer, watch, stop_on_non_finite
+    def __init__(self, watch: Guards):
+        self.watch = watch
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         # Times differ between ranks, and all must come to the same decision.
@@ -196,18 +129,6 @@ class GuardCallback(TrainerCallback):
             if alarm.stops:
                 raise GuardError(alarm.message, is_sound=alarm.is_sound)
             logger.warning("step %d: %s", state.global_step, alarm.message)
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not self.stop_on_non_finite or args.fp16:  # fp16's loss scaling looks for overflows itself
-            return
-        if self.trainer.is_deepspeed_enabled:  # it keeps gradients to itself
-            return
-        device = self.trainer.accelerator.device
-        good = torch.ones((), dtype=torch.bool, device=device)
-        for parameter in self.trainer.model.parameters():
-            if parameter.grad is not None:  # with FSDP2 a part of it
-                good &= getattr(parameter.grad, "_local_tensor", parameter.grad).isfinite().all().to(device)
-        self.trainer.stop_unless(good, "the gradient")
 
 
 class StepBoundary(TrainerCallback):
@@ -308,6 +229,22 @@ class EpochSampler(RepeatSampler):
         return super().__iter__()
 
 
+def shard_on_cpu() -> None:
+    """Lets accelerate shard on the CPU what its FSDP configuration says; it does so on GPUs only, and says nothing.
+
+    Leans on accelerate 1.15's AcceleratorState, which takes the plugin and drops it for MULTI_CPU.
+    """
+    plain = AcceleratorState.__init__
+
+    def with_fsdp(self: Any, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
+        plain(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
+            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+            PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    AcceleratorState.__init__ = with_fsdp
+
+
 Observer = Callable[..., None]
 
 
@@ -331,6 +268,8 @@ class CountdownGRPOTrainer(GRPOTrainer):
     """
 
     def __init__(self, *args: Any, trim: bool = True, resume: Resume | None = None, **kwargs: Any):
+        if AcceleratorState.__init__.__name__ != "with_fsdp":
+            shard_on_cpu()
         super().__init__(*args, **kwargs)
         self.observer: Observer | None = None
         self.sample_sizes: Callable[[], dict[str, int]] = dict
@@ -338,6 +277,7 @@ class CountdownGRPOTrainer(GRPOTrainer):
         self.write_card: Callable[[], None] | None = None
         self.stop_on_non_finite = False
         self._resume = resume
+        self._closing: threading.Thread | None = None
         if not self.args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(OneLineProgress)
@@ -385,6 +325,7 @@ class CountdownGRPOTrainer(GRPOTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any, state: dict[str, Any] | None = None) -> None:
         """Writes a checkpoint, or says why it cannot, removes what was begun, and lets the training go on."""
+        self._wait_for_checkpoint()
         folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
         state = state or self.state_to_keep()
         problem = [self._room_for(folder) if self.accelerator.is_main_process else None]
@@ -406,8 +347,19 @@ class CountdownGRPOTrainer(GRPOTrainer):
                 self.args.save_total_limit = limit
             failures = gather_object([failure])  # every rank has written its part
             failure = next((text for text in failures if text), None)
-        if not self.accelerator.is_main_process:
-            return
+        if self.accelerator.is_main_process:
+            # Tens of GB take minutes to reach a slow disk; no rank waits for them.
+            arguments = (folder, state, failure, self.state.best_model_checkpoint)
+            self._closing = threading.Thread(target=self._close_checkpoint, args=arguments, name="checkpoint")
+            self._closing.start()
+
+    def _wait_for_checkpoint(self) -> None:
+        """Waits until the last checkpoint is on the disk and complete, or undone."""
+        if self._closing is not None:
+            self._closing.join()
+
+    def _close_checkpoint(self, folder: Path, state: dict[str, Any], failure: str | None, best: str | None) -> None:
+        """Declares a checkpoint complete and removes the oldest, or undoes it; in a thread beside the training."""
         if failure is None:
             try:
                 resumption.write_manifest(folder, state)
@@ -417,19 +369,19 @@ class CountdownGRPOTrainer(GRPOTrainer):
             shutil.rmtree(folder, ignore_errors=True)
             kept = None
             with contextlib.suppress(OSError):
-                kept = max((n for n, path in resumption.checkpoints_in(folder.parent).items()
-                            if not resumption.fault_in(path)), default=None)  # fmt: skip
+                checkpoints = resumption.checkpoints_in(folder.parent).items()
+                kept = max((n for n, path in checkpoints if not resumption.fault_in(path)), default=None)
             logger.error(
                 "step %d: no checkpoint could be written (%s); training goes on, and %s; make room or change the "
                 "permissions at %s, the next save tries again",
-                self.state.global_step, " ".join(failure.split()),
+                state["step"],
+                " ".join(failure.split()),
                 f"checkpoint-{kept} stays the one to go on from" if kept else "there is none to go on from yet",
                 folder.parent,
-            )  # fmt: skip
+            )
             return
         try:
-            limit = self.args.save_total_limit
-            rotate_checkpoints(self.args.output_dir, limit, self.state.best_model_checkpoint, True)
+            rotate_checkpoints(self.args.output_dir, self.args.save_total_limit, best, True)
         except OSError as error:
             logger.warning("old checkpoints could not be removed (%s)", error)
         if self.after_save is not None:
@@ -460,7 +412,7 @@ class CountdownGRPOTrainer(GRPOTrainer):
     def watch(self, values: Any) -> None:
         """Sets the guards; `values` holds the recipe's keys as attributes."""
         self.stop_on_non_finite = values.guard_non_finite
-        self.add_callback(GuardCallback(self, Guards(values), values.guard_non_finite))
+        self.add_callback(GuardCallback(Guards(values)))
 
     def save_interrupted(self) -> str:
         """Saves a checkpoint of the last finished step when a run cannot go on; all ranks must call it.
@@ -475,6 +427,7 @@ class CountdownGRPOTrainer(GRPOTrainer):
         if step == 0 or not self._boundary.state:
             return "nothing new was trained yet"
         folder = Path(self.args.output_dir, f"checkpoint-{step}")
+        self._wait_for_checkpoint()
         there = [resumption.fault_in(folder) is None]
         broadcast_object_list(there)
         if not there[0]:
@@ -486,6 +439,7 @@ class CountdownGRPOTrainer(GRPOTrainer):
             _restore_random_state(self._boundary.random_state)
             self._save_checkpoint(self.model, None, state)
             _restore_random_state(now)
+            self._wait_for_checkpoint()
             there = [resumption.fault_in(folder) is None]
             broadcast_object_list(there)
         if not there[0]:
@@ -501,6 +455,7 @@ class CountdownGRPOTrainer(GRPOTrainer):
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         self._restore()  # where there was no step to make
+        self._wait_for_checkpoint()
         return super()._finalize_training(*args, **kwargs)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -539,49 +494,6 @@ class CountdownGRPOTrainer(GRPOTrainer):
 
     # ---- generation and loss ---------------------------------------------------------------------------------------
 
-    def logprobs_of(self, token_ids: list[int]) -> tuple[list[float], list[float]]:
-        """Log-probabilities (temperature 1) of a text by vLLM, with the newest weights, and by the model itself.
-
-        A collective operation: every rank calls it with the same text.
-
-        Args:
-            token_ids: T tokens, two or more.
-
-        Returns:
-            Two lists of T - 1 values, for the tokens from the second on: vLLM's, and the model's.
-
-        Raises:
-            VLLMServerError: on every rank, when the server is lost.
-        """
-        vllm = self.vllm_generation
-        vllm.sync_weights()
-        self._last_loaded_step = self.state.global_step
-        if vllm.mode == "server":
-            answer: list[Any] = [None]
-            if self.accelerator.is_main_process:
-                answer = [vllm.vllm_client.prompt_logprobs(token_ids)]
-            broadcast_object_list(answer)
-            by_vllm = list(answer[0])  # raises where the server is lost
-        else:
-            from vllm import SamplingParams
-
-            if vllm.enable_sleep_mode:
-                vllm.llm.wake_up(tags=["kv_cache"])
-            sampling = SamplingParams(max_tokens=1, prompt_logprobs=0)
-            (output,) = vllm.llm.generate([{"prompt_token_ids": token_ids}], sampling, use_tqdm=False)
-            by_vllm = [at[token].logprob for at, token in zip(output.prompt_logprobs[1:], token_ids[1:], strict=True)]
-            if vllm.enable_sleep_mode:
-                vllm.llm.sleep(level=2)
-                vllm._llm_weights_sleeping = True
-        ids = torch.tensor([token_ids], device=self.accelerator.device)  # (1, T)
-        training = self.model.training
-        self.model.eval()
-        with torch.no_grad(), self.compute_loss_context_manager():
-            logits = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits  # (1, T, vocabulary)
-        self.model.train(training)
-        logprobs = logits[0, :-1].float().log_softmax(-1).gather(1, ids[0, 1:, None])  # (T - 1, 1)
-        return by_vllm, logprobs[:, 0].tolist()
-
     def _calculate_rewards(
         self, inputs: list[dict], prompts: list, completions: list, completion_ids_list: Sequence[list[int]]
     ) -> torch.Tensor:
@@ -600,11 +512,40 @@ class CountdownGRPOTrainer(GRPOTrainer):
             )
         return rewards
 
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        self._logps, *others = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        return self._logps, *others
+
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        loss = super()._compute_loss(model, trim_padding(inputs) if self._trim else inputs)
+        inputs = trim_padding(inputs) if self._trim else inputs
+        loss = super()._compute_loss(model, inputs)
+        self._log_gap(inputs)
         if self.stop_on_non_finite and self.model.training:
             self.stop_unless(loss.detach().isfinite(), "the loss")
         return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # the same on every rank
+        # fp16's loss scaling looks for overflows itself; DeepSpeed has made the step by now.
+        if self.stop_on_non_finite and not self.args.fp16 and not self.is_deepspeed_enabled:
+            whole = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+            if not math.isfinite(float(whole)):
+                raise GuardError(guards.NON_FINITE.format(what="the gradient"))
+        return norm
+
+    def _log_gap(self, inputs: dict[str, Any]) -> None:
+        """Logs by how much the log-probabilities of sampling and training differ, in nats a token.
+
+        They agree only if vLLM samples from the weights that are trained. TRL logs this where its importance-sampling
+        correction is on; here the loss's own forward pass gives it for nothing, in the first step on a generation.
+        """
+        sampled = inputs.get("sampling_per_token_logps")  # (B, T_c), NaN where vLLM gave none
+        if sampled is None or self.vllm_importance_sampling_correction or not self.model.training:
+            return
+        if self._step % (self.args.steps_per_generation * self.num_iterations) >= self.args.gradient_accumulation_steps:
+            return  # the policy has moved on since
+        gap = (self._logps.detach() - sampled).abs()[inputs["completion_mask"].bool()]
+        self._metrics["train"][guards.GAP_METRIC].append(self.accelerator.gather(gap.nanmean()).nanmean().item())
 
     def stop_unless(self, is_finite: torch.Tensor, what: str) -> None:
         """Raises GuardError on every rank when it is not true on one of them."""

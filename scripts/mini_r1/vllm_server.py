@@ -191,8 +191,7 @@ def serve_command(
         arguments["weight_transfer_config"] = {"backend": "nccl"}
     if tuple(int(part) for part in version.split(".")[:2]) >= (0, 30):
         arguments["enable_scale_out"] = True
-    if placement.on_cpu:
-        arguments["worker_extension_cls"] = "mini_r1.vllm_cpu.WorkerExtension"
+    arguments["worker_extension_cls"] = "mini_r1.vllm_worker.WorkerExtension"
     return program + _as_flags(arguments | engine_arguments(values, placement.on_cpu))
 
 
@@ -205,9 +204,9 @@ def server_environment(placement: Placement, environment: Mapping[str, str] = os
     """The server's environment: its own GPUs, the endpoints that TRL needs, and nothing of the training launcher."""
     clean = {name: value for name, value in environment.items() if not name.startswith(_LAUNCHER_PREFIXES)}
     clean["VLLM_SERVER_DEV_MODE"] = "1"  # /collective_rpc, /server_info and the endpoints for new weights
+    scripts = str(Path(__file__).resolve().parent.parent)  # the workers import mini_r1.vllm_worker
+    clean["PYTHONPATH"] = os.pathsep.join([scripts, *filter(None, [clean.get("PYTHONPATH")])])
     if placement.on_cpu:
-        scripts = str(Path(__file__).resolve().parent.parent)  # the workers import mini_r1.vllm_cpu
-        clean["PYTHONPATH"] = os.pathsep.join([scripts, *filter(None, [clean.get("PYTHONPATH")])])
         clean.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
     else:
         clean["CUDA_VISIBLE_DEVICES"] = ",".join(placement.server_gpus)
