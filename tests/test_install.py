@@ -146,5 +146,6 @@ def test_make_train_from_nothing(bare_machine: Path, ordinary_user: dict):
     left = {path.name for path in run.iterdir()}
     assert {"run.json", "held_out.json", "report.html"} <= left
     assert list(run.glob("evaluation/*.json"))
+    assert "None" not in (run / "README.md").read_text()
     # Training needs nothing of what develops this repository.
     assert not list(bare_machine.glob("checkout/.venv/lib/python*/site-packages/deepspeed"))
