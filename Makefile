@@ -28,7 +28,7 @@ help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
 
 $(BIN)/pip:
-	$(PYTHON) -m venv $(VENV) || { echo "error: cannot make $(VENV): install the venv module (Debian: python3-venv), or set PYTHON to a Python >= 3.11" >&2; exit 2; }
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' && $(PYTHON) -m venv $(VENV) || { echo "error: cannot make $(VENV): install the venv module (Debian: python3-venv), or set PYTHON to a Python >= 3.11" >&2; exit 2; }
 
 # torch comes first, so that a CPU build of it satisfies everything else.
 $(BIN)/.installed: pyproject.toml configs/constraints.txt | $(BIN)/pip
