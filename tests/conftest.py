@@ -22,6 +22,9 @@ TINY_MODEL = ROOT / "configs" / "tiny-countdown"
 TINY_RECIPE = ROOT / "receipes" / "grpo-tiny-countdown-cpu.yaml"
 ACCELERATE_CONFIGS = ROOT / "configs" / "accelerate_configs"
 
+# These are the tests that need no GPU: they see none where there is one.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 # Started in the background by a shell, we would ignore Ctrl-C, and so would every program that the tests start.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

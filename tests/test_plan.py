@@ -413,7 +413,7 @@ def test_a_dry_run_loads_no_torch():
     pytest.param(["--learning_rate", "-1"], "learning_rate must be positive", id="impossible value"),
     pytest.param(["--learning_rat", "1"], "did you mean --learning_rate?", id="unknown key"),
     pytest.param(["--use_vllm", "true", "--vllm_mode", "server", "--vllm_device", "cuda:3"], "no GPU in use",
-                 id="a server on a GPU that is not there"),
+                 id="a server on a GPU that is not there", marks=pytest.mark.slow),  # make test-fast installs no vLLM
     pytest.param(["--num_generations_eval", "8", "--per_device_eval_batch_size", "12"],
                  "per_device_eval_batch_size to a multiple of 8", id="evaluation batches that are no whole groups"),
     pytest.param(["--eval_puzzles", "0"], "0 held-out puzzles to evaluate on", id="nothing to evaluate on"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,13 @@ def test_the_fixed_names_point_to_the_newest_run_and_a_users_own_file_stays(tmp_
     assert (tmp_path / "completion_samples.txt").read_text() == "b"
     assert (tmp_path / "a" / "completion_samples.txt").read_text() == "a"
     assert (tmp_path / "success_completion_samples.txt").read_text() == "mine"
+
+
+def test_a_download_inside_another_repository_has_not_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    commit = ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "--allow-empty", "--message", "another"]
+    for words in (["init", "--quiet"], commit):
+        subprocess.run(["git", "-C", tmp_path, *words], check=True)
+    room = tmp_path / "mini-r1-main" / "scripts" / "mini_r1"
+    room.mkdir(parents=True)
+    monkeypatch.setattr(run_folder, "__file__", str(room / "run_folder.py"))
+    assert run_folder._git_commit() is None

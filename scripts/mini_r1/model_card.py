@@ -193,5 +193,5 @@ def _made_with(record: RunRecord) -> list[str]:
     return [
         f"{hardware.get('processes', 1)} process(es) on {_inline(machine)}; "
         + ", ".join(f"{package} {version}" for package, version in versions.items())
-        + f"; code at {_inline(record.description.get('git_commit'))}.",
+        + f"; code at {_inline(record.description.get('git_commit') or 'unknown commit')}.",
     ]

@@ -264,7 +264,7 @@ def describe_run(run: RunRecord, samples_shown: int) -> dict[str, Any]:
         "facts": {
             "started": _as_text(description.get("started")),
             "command": " ".join(map(str, command if isinstance(command, list) else [])),
-            "git commit": _as_text(description.get("git_commit")),
+            "git commit": _as_text(description.get("git_commit") or "unknown"),
             **{
                 f"{part}: {key}": _as_text(value)
                 for part in ("hardware", "split", "versions")

@@ -81,9 +81,12 @@ def _versions() -> dict[str, str]:
 
 def _git_commit() -> str | None:
     """The commit of the code that runs, with `-dirty` when it was changed since; None outside a repository."""
+    here = Path(__file__).resolve()
     try:
         return subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            ["git", "-C", str(here.parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            # A download that was unpacked inside another repository has not that one's commit.
+            env=os.environ | {"GIT_CEILING_DIRECTORIES": str(here.parents[3])},
             capture_output=True, text=True, timeout=10, check=True,
         ).stdout.strip()  # fmt: skip
     except (OSError, subprocess.SubprocessError):
