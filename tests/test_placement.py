@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import socket
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,24 +14,32 @@ from mini_r1.placement import Machine, check_vllm, free_port, parse_devices, pla
 from mini_r1.recipe import RecipeError
 
 VLLM = ("vllm", "0.31.0")
-FOUR = Machine(gpus=("0", "1", "2", "3"), processes=3, local_processes=3, strategy="DeepSpeed ZeRO-3")
+FOUR = Machine(gpus=("0", "1", "2", "3"), processes=3, local_processes=3, zero_stage=3)
 
 
 def values(**changed: object) -> SimpleNamespace:
     """TRL's and this project's defaults for the keys that placement reads."""
     defaults = {
-        "use_cpu": False, "use_vllm": True, "vllm_mode": "server", "vllm_device": "auto", "vllm_server_base_url": None,
-        "vllm_server_host": "0.0.0.0", "vllm_server_port": 8000, "vllm_gpu_memory_utilization": 0.9,
-        "vllm_tensor_parallel_size": 1, "vllm_enable_sleep_mode": False, "vllm_weight_transfer": "auto",
-        "vllm_server_timeout": 240.0, "ddp_timeout": 1800,
-    }  # fmt: skip
+        "use_cpu": False,
+        "use_vllm": True,
+        "vllm_mode": "server",
+        "vllm_device": "auto",
+        "vllm_server_base_url": None,
+        "vllm_server_host": "0.0.0.0",
+        "vllm_server_port": 8000,
+        "vllm_gpu_memory_utilization": 0.9,
+        "vllm_tensor_parallel_size": 1,
+        "vllm_enable_sleep_mode": False,
+        "vllm_weight_transfer": "auto",
+        "vllm_server_timeout": 240.0,
+        "ddp_timeout": 1800,
+    }
     return SimpleNamespace(**{**defaults, **changed})
 
 
 def gpus(total: int, processes: int, **changed: object) -> Machine:
-    return Machine(**{
-        "gpus": tuple(map(str, range(total))), "processes": processes, "local_processes": processes, **changed,
-    })  # fmt: skip
+    described = {"gpus": tuple(map(str, range(total))), "processes": processes, "local_processes": processes}
+    return Machine(**{**described, **changed})
 
 
 @pytest.mark.parametrize(("changed", "machine", "expected"), [
@@ -155,18 +166,63 @@ def test_without_vllm_nothing_about_vllm_is_checked():
     assert plan(values(use_vllm=False, vllm_device="nonsense"), gpus(1, 1), None).generation == "transformers"
 
 
-@pytest.mark.parametrize(("environment", "count", "expected"), [
-    pytest.param({}, 2, Machine(gpus=("0", "1")), id="plain python"),
-    pytest.param({"CUDA_VISIBLE_DEVICES": "4,6"}, 2, Machine(gpus=("4", "6")), id="a part of the machine"),
-    pytest.param({"CUDA_VISIBLE_DEVICES": "4,9"}, 1, Machine(gpus=("0",)), id="a variable that does not fit"),
-    pytest.param({"WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3", "ACCELERATE_USE_DEEPSPEED": "true",
-                  "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, 4, FOUR, id="the article's launch"),
-    pytest.param({"WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8", "GROUP_WORLD_SIZE": "2", "GROUP_RANK": "1", "RANK": "8"},
-                 8, Machine(tuple("01234567"), 16, 8, 2, False, False, "data parallel"),
-                 id="the second of two machines"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("environment", "count", "expected"),
+    [
+        pytest.param({}, 2, Machine(("0", "1"), (80e9, 80e9)), id="plain python"),
+        pytest.param({"CUDA_VISIBLE_DEVICES": "4,6"}, 2, Machine(("4", "6"), (80e9, 80e9)), id="a part of the machine"),
+        pytest.param({"CUDA_VISIBLE_DEVICES": "4,9"}, 1, Machine(("0",), (80e9,)), id="a variable that does not fit"),
+        pytest.param(
+            {
+                "WORLD_SIZE": "3",
+                "LOCAL_WORLD_SIZE": "3",
+                "ACCELERATE_USE_DEEPSPEED": "true",
+                "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3",
+            },
+            4,
+            replace(FOUR, gpu_memory=(80e9,) * 4),
+            id="the article's launch",
+        ),
+        pytest.param(
+            {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
+            1,
+            Machine(("0",), (80e9,), fsdp_version=2),
+            id="FSDP2",
+        ),
+        pytest.param(
+            {
+                "WORLD_SIZE": "16",
+                "LOCAL_WORLD_SIZE": "8",
+                "GROUP_WORLD_SIZE": "2",
+                "GROUP_RANK": "1",
+                "RANK": "8",
+            },
+            8,
+            Machine(tuple("01234567"), (80e9,) * 8, 16, 8, 2, False, False),
+            id="the second of two machines",
+        ),
+    ],
+)
 def test_what_the_launcher_says(environment: dict, count: int, expected: Machine):
-    assert this_machine(count, environment) == expected
+    assert this_machine([80e9] * count, environment) == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        pytest.param({"zero_optimization": {"stage": 3}}, (3, False), id="ZeRO-3"),
+        pytest.param({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}, (2, True), id="off"),
+        pytest.param({}, (0, False), id="no ZeRO"),
+    ],
+)
+def test_deepspeeds_own_configuration_is_read(config: dict, expected: tuple, tmp_path: Path):
+    file = tmp_path / "deepspeed.json"
+    environment = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(file)}
+    with pytest.raises(RecipeError, match=r"cannot read DeepSpeed's configuration .*deepspeed\.json"):
+        this_machine([80e9], environment)
+    file.write_text(json.dumps(config))
+    machine = this_machine([80e9], environment)
+    assert (machine.zero_stage, machine.offloads) == expected
 
 
 def test_devices():

@@ -5,12 +5,14 @@ Everything here is arithmetic on the recipe and on a description of the machine;
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from mini_r1.recipe import RecipeError
@@ -28,47 +30,83 @@ class Machine:
 
     Attributes:
         gpus: the visible GPUs by the names that CUDA_VISIBLE_DEVICES uses; `cuda:i` is the i-th of them.
+        gpu_memory: bytes of each of them, 0 where the driver names no size.
         processes: training processes on all machines together.
         local_processes: training processes on this machine; local rank i trains on `cuda:i`.
         machines: how many machines take part.
         is_first: whether rank 0 runs here, which starts the server.
         is_rank_zero: whether this process is rank 0.
-        strategy: how training is spread, for the eye.
+        zero_stage: DeepSpeed's ZeRO stage, 0 to 3; None without DeepSpeed.
+        offloads: whether DeepSpeed keeps the optimizer or the weights in main memory.
+        fsdp_version: 1 or 2; None without FSDP.
     """
 
     gpus: tuple[str, ...] = ()
+    gpu_memory: tuple[float, ...] = ()
     processes: int = 1
     local_processes: int = 1
     machines: int = 1
     is_first: bool = True
     is_rank_zero: bool = True
-    strategy: str = "one process"
+    zero_stage: int | None = None
+    offloads: bool = False
+    fsdp_version: int | None = None
+
+    @property
+    def strategy(self) -> str:
+        """The parallelism strategy, for display."""
+        if self.zero_stage is not None:
+            return f"DeepSpeed ZeRO-{self.zero_stage}"
+        if self.fsdp_version is not None:
+            return f"FSDP{self.fsdp_version}"
+        return "data parallel" if self.processes > 1 else "one process"
 
 
-def this_machine(gpu_count: int, environment: Mapping[str, str] = os.environ) -> Machine:
-    """Reads the launcher's environment variables (torchrun's names, which accelerate uses as well)."""
+def this_machine(gpu_memory: Sequence[float], environment: Mapping[str, str] = os.environ) -> Machine:
+    """Reads the launcher's environment variables (torchrun's names, which accelerate uses as well).
+
+    Args:
+        gpu_memory: bytes of each visible GPU.
+        environment: the variables.
+
+    Raises:
+        RecipeError: when DeepSpeed's own configuration file cannot be read.
+    """
 
     def number(name: str, default: int) -> int:
         return int(environment.get(name, default))
 
+    count = len(gpu_memory)
     visible = [name.strip() for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    names = visible if len(visible) == gpu_count else [str(i) for i in range(gpu_count)]
+    names = visible if len(visible) == count else [str(i) for i in range(count)]
     processes = number("WORLD_SIZE", 1)
-    if environment.get("ACCELERATE_USE_DEEPSPEED") == "true":
-        strategy = f"DeepSpeed ZeRO-{environment.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '?')}"
-    elif environment.get("ACCELERATE_USE_FSDP") == "true":
-        strategy = f"FSDP{environment.get('FSDP_VERSION', '')}"
-    else:
-        strategy = "data parallel" if processes > 1 else "one process"
+    zero_stage, offloads = _zero(environment)
     return Machine(
         gpus=tuple(names),
+        gpu_memory=tuple(gpu_memory),
         processes=processes,
         local_processes=number("LOCAL_WORLD_SIZE", processes),
         machines=number("GROUP_WORLD_SIZE", 1),
         is_first=number("GROUP_RANK", 0) == 0,
         is_rank_zero=number("RANK", 0) == 0,
-        strategy=strategy,
+        zero_stage=zero_stage,
+        offloads=offloads,
+        fsdp_version=number("FSDP_VERSION", 1) if environment.get("ACCELERATE_USE_FSDP") == "true" else None,
     )
+
+
+def _zero(environment: Mapping[str, str]) -> tuple[int | None, bool]:
+    """DeepSpeed's ZeRO stage, None without DeepSpeed, and whether it offloads to main memory."""
+    if environment.get("ACCELERATE_USE_DEEPSPEED") != "true":
+        return None, False
+    if file := environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE"):  # takes the place of the other variables
+        try:
+            zero = json.loads(Path(file).read_text()).get("zero_optimization", {})
+        except (OSError, ValueError) as error:
+            raise RecipeError(f"cannot read DeepSpeed's configuration {file}: {error}") from error
+        return zero.get("stage", 0), not {"offload_optimizer", "offload_param"}.isdisjoint(zero)
+    devices = (environment.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{part}_DEVICE") for part in ("OPTIMIZER", "PARAM"))
+    return int(environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", 2)), "cpu" in devices  # 2 is accelerate's default
 
 
 @dataclass(frozen=True)
@@ -175,8 +213,9 @@ def plan(values: Any, machine: Machine, installed: tuple[str, str] | None) -> Pl
     on_cpu = values.use_cpu or not machine.gpus
     if not on_cpu and machine.local_processes > len(machine.gpus):
         raise RecipeError(
-            f"{_processes(machine.local_processes)} on a machine that shows {_count(machine.gpus)}: launch with "
-            f"--num_processes {len(machine.gpus)} or fewer, or make more visible (gpu_ids, CUDA_VISIBLE_DEVICES)"
+            f"{_processes(machine.local_processes)} on a machine that shows {_count(machine.gpus)}: "
+            f"launch with --num_processes {len(machine.gpus)} or fewer, or make more visible (gpu_ids, "
+            f"CUDA_VISIBLE_DEVICES)"
         )
     lines = _training_lines(machine, on_cpu)
     if not values.use_vllm:
@@ -198,7 +237,7 @@ def plan(values: Any, machine: Machine, installed: tuple[str, str] | None) -> Pl
             f"vllm_server_timeout ({values.vllm_server_timeout:g}) must be below ddp_timeout ({values.ddp_timeout}), "
             f"the seconds that ranks wait for each other: raise ddp_timeout as well"
         )
-    if values.vllm_device == "none" or values.vllm_server_base_url:
+    if not starts_server(values):
         return _other_server(values, on_cpu, devices, transfer, lines)
     named_port = values.vllm_server_port != TRL_SERVER_PORT
     if machine.is_rank_zero and named_port and not is_port_free(values.vllm_server_port, server_host(values)):
@@ -220,6 +259,11 @@ def plan(values: Any, machine: Machine, installed: tuple[str, str] | None) -> Pl
             f"{values.vllm_gpu_memory_utilization:g} leaves most of its memory unused; 0.9 is usual",
         )
     return Placement("own_server", on_cpu, gpus, transfer, lines=lines)
+
+
+def starts_server(values: Any) -> bool:
+    """Whether a run with `use_vllm: true` starts a server of its own."""
+    return values.vllm_mode == "server" and values.vllm_device != "none" and not values.vllm_server_base_url
 
 
 def server_host(values: Any) -> str:
