@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 from dataclasses import replace
@@ -33,6 +34,7 @@ def values(**changed: object) -> SimpleNamespace:
         "vllm_weight_transfer": "auto",
         "vllm_server_timeout": 240.0,
         "ddp_timeout": 1800,
+        "eval_strategy": "no",
     }
     return SimpleNamespace(**{**defaults, **changed})
 
@@ -223,6 +225,33 @@ def test_deepspeeds_own_configuration_is_read(config: dict, expected: tuple, tmp
     file.write_text(json.dumps(config))
     machine = this_machine([80e9], environment)
     assert (machine.zero_stage, machine.offloads) == expected
+
+
+# ---- ZeRO-3 --------------------------------------------------------------------------------------------------------
+
+SLEEPING = {"vllm_mode": "colocate", "vllm_enable_sleep_mode": True, "eval_strategy": "steps"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "zero_stage", "works"),
+    [
+        pytest.param({}, 3, False, id="all of it"),
+        pytest.param({"vllm_enable_sleep_mode": False}, 3, True, id="awake"),
+        pytest.param({"eval_strategy": "no"}, 3, True, id="no evaluation"),
+        pytest.param({"vllm_mode": "server"}, 3, True, id="a server"),
+        pytest.param({}, 1, True, id="ZeRO-1"),
+        pytest.param({}, None, True, id="no DeepSpeed"),
+    ],
+)
+def test_sleeping_engines_an_evaluation_and_zero_3_do_not_go_together(
+    changed: dict, zero_stage: int | None, works: bool
+):
+    settings, machine = values(**{**SLEEPING, **changed}), gpus(4, 3, zero_stage=zero_stage)
+    outcome = contextlib.nullcontext()
+    if not works:
+        outcome = pytest.raises(RecipeError, match=r'sleep_mode: false, .*zero1\.yaml\), or set eval_strategy: "no"')
+    with outcome:
+        plan(settings, machine, VLLM)
 
 
 def test_devices():
