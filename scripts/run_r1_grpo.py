@@ -6,6 +6,9 @@
     accelerate launch --config_file configs/accelerate_configs/cpu.yaml \
         scripts/run_r1_grpo.py --config receipes/grpo-tiny-countdown-cpu.yaml          # no GPU, ten minutes
 
+    python scripts/run_r1_grpo.py --config receipes/grpo-qwen-2.5-3b-deepseek-r1-countdown.yaml \
+        --plan_for 4x80 --plan_with configs/accelerate_configs/deepspeed_zero3.yaml    # what it needs, said anywhere
+
 The method, as it runs here. Each step takes P puzzles and samples G completions of each: B = P x G. Two rules score
 every completion: is it `<think>...</think><answer>...</answer>` (format), and is the answer an equation that uses
 each number once and hits the target (equation)? A completion's advantage is its summed reward minus the mean of its
@@ -102,13 +105,34 @@ class ScriptArguments:
     dry_run: bool = field(
         default=False, metadata={"help": "Only say what the run would do and need, and whether it could start."}
     )
+    plan_for: str | None = field(
+        default=None,
+        metadata={
+            "help": "A dry run for another machine: GPUs x GB, as 4x80, or machines x GPUs x GB, as 2x8x80. Nothing is "
+            "asked of this one; start it with python, not accelerate."
+        },
+    )
+    plan_with: str | None = field(
+        default=None, metadata={"help": "plan_for: the accelerate file that the launch there will name."}
+    )
+    plan_processes: int | None = field(
+        default=None,
+        metadata={
+            "help": "plan_for: training processes on all machines together, as --num_processes of the launch (default: "
+            "the file's, or all GPUs but the vLLM server's)."
+        },
+    )
     trim_micro_batches: bool = field(
         default=True, metadata={"help": "Cut each micro-batch to its own longest row instead of the whole batch's."}
     )
 
+    def __post_init__(self) -> None:
+        self.dry_run = self.dry_run or self.plan_for is not None
 
-# The last line of a dry run.
+
+# The last line of a dry run, for this machine and for another.
 COULD_START = "This run could start (a dry run: it does not)."
+COULD_START_THERE = "This run could start there; a dry run there also checks packages, ports, memory and disk."
 # What a recipe may say beyond TRL's ModelConfig and GRPOConfig.
 OWN_ARGUMENTS = (ScriptArguments, VLLMArguments, hub.HubArguments, guards.GuardArguments)
 
@@ -132,7 +156,9 @@ def check_values(values: Any) -> None:
         recipe.require(len(pair) == 2 and pair[0] <= pair[1], key, "[low, high]", pair)
     recipe.require(values.on_bad_row in ("drop", "fail"), "on_bad_row", "drop or fail", values.on_bad_row)
     recipe.require(bool(values.model_name_or_path), "model_name_or_path", "a Hub id or a folder", None)
-    processes = recipe.world_size()
+    if values.plan_for is None and (values.plan_with or values.plan_processes is not None):
+        raise recipe.RecipeError("plan_with and plan_processes are about the machine of plan_for: add --plan_for 4x80")
+    processes = placement.training_processes(values)
     plan.batch_of(values, processes)
     if values.eval_strategy != "no":
         plan.evaluation_batch(values, processes, values.eval_puzzles if values.held_out_puzzles else 0)
@@ -345,7 +371,7 @@ def main(argv: list[str]) -> None:
     dataclass_types = (ModelConfig, *OWN_ARGUMENTS, GRPOConfig)
     try:
         model_args, script_args, vllm_args, hub_args, guard_args, training_args = recipe.parse(
-            dataclass_types, argv, check_values
+            dataclass_types, argv, check_values, plan.as_if_there
         )
         given = recipe.given(dataclass_types, argv)
         run_folder.set_up_logging(training_args)
@@ -361,16 +387,18 @@ def main(argv: list[str]) -> None:
                 values.resume_from_checkpoint = hub.asked_checkpoint(values) or True
         # One process trains on one GPU; transformers would spread it over all that it sees, the server's included.
         training_args._n_gpu = min(training_args.n_gpu, 1)
-        resume = resumption.find(values)
-        resumption.check_agreement(gather_object([resume and (str(resume.path), resume.step)]))
+        if script_args.plan_for is not None:
+            machine, resume = placement.planned_machine(values), None
+        else:
+            machine, resume = placement.this_machine(plan.gpu_memory()), resumption.find(values)
+            resumption.check_agreement(gather_object([resume and (str(resume.path), resume.step)]))
         if resume is not None:
             logger.info("going on from %s", resume.path)
             for note in resume.notes:
                 logger.warning(note)
-        machine = placement.this_machine(plan.gpu_memory())
-        where = placement.plan(values, machine, placement.installed_vllm())
+        where = placement.plan(values, machine, placement.installed_vllm() if machine.is_here else None)
         asks = hub_args.hub_checks
-        hub_line, target = hub.describe(values, resume, asks and machine.is_rank_zero)
+        hub_line, target = hub.describe(values, resume, asks and machine.is_here and machine.is_rank_zero)
         recipe.say(*plan.describe(values, machine, where, given, recipe.path_in(argv), hub_line, ask_hub=asks))
     except resumption.FinishedError as error:
         if training_args.push_to_hub and not script_args.dry_run:
@@ -382,8 +410,9 @@ def main(argv: list[str]) -> None:
         recipe.fail(str(error))
 
     # ---- data ------------------------------------------------------------------------------------------------------
+    could_start = COULD_START if machine.is_here else COULD_START_THERE
     if script_args.dry_run and not is_local(script_args.dataset_id_or_path):  # a plan downloads no puzzles
-        return recipe.say(f"  data:       {script_args.dataset_id_or_path}, not looked at", COULD_START)
+        return recipe.say(f"  data:       {script_args.dataset_id_or_path}, not looked at", could_start)
     try:
         split = load_split(script_args)
         resumption.check_puzzles(resume, split.fingerprint())
@@ -392,7 +421,7 @@ def main(argv: list[str]) -> None:
         recipe.fail(str(error))
     recipe.say(f"  data:       {len(split.train)} puzzles to train on, {len(split.held_out)} held out")
     if script_args.dry_run:
-        return recipe.say(COULD_START)
+        return recipe.say(could_start)
     evaluates = training_args.eval_strategy != "no"
     if resume is not None:
         training_args.eval_on_start = resumption.lacks_evaluation(resume, training_args.eval_steps)

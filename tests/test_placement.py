@@ -11,7 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from mini_r1.placement import Machine, check_vllm, free_port, parse_devices, plan, this_machine
+from conftest import ACCELERATE_CONFIGS
+from mini_r1.placement import Machine, check_vllm, free_port, parse_devices, plan, planned_machine, this_machine
 from mini_r1.recipe import RecipeError
 
 VLLM = ("vllm", "0.31.0")
@@ -225,6 +226,75 @@ def test_deepspeeds_own_configuration_is_read(config: dict, expected: tuple, tmp
     file.write_text(json.dumps(config))
     machine = this_machine([80e9], environment)
     assert (machine.zero_stage, machine.offloads) == expected
+
+
+# ---- a machine that is planned for ---------------------------------------------------------------------------------
+
+
+def launch(plan_for: str, file: str | None = None, processes: int | None = None, **changed: object) -> Machine:
+    plan_with = str(ACCELERATE_CONFIGS / file) if file else None
+    return planned_machine(values(plan_for=plan_for, plan_with=plan_with, plan_processes=processes, **changed))
+
+
+@pytest.mark.parametrize(
+    ("machine", "expected"),
+    [
+        pytest.param(launch("1x24", use_vllm=False), (1, 1, 1, 1, "one process"), id="one GPU"),
+        pytest.param(launch("4x80"), (1, 4, 3, 3, "data parallel"), id="one GPU for the server"),
+        pytest.param(launch("4x80", vllm_tensor_parallel_size=2), (1, 4, 2, 2, "data parallel"), id="two for it"),
+        pytest.param(launch("4x80", vllm_device="none"), (1, 4, 4, 4, "data parallel"), id="a server elsewhere"),
+        pytest.param(launch("4x80", vllm_mode="colocate"), (1, 4, 4, 4, "data parallel"), id="colocated"),
+        pytest.param(launch("2x8x80"), (2, 8, 14, 7, "data parallel"), id="as many on each machine"),
+        pytest.param(launch("4x80", "deepspeed_zero3.yaml"), (1, 4, 3, 3, "DeepSpeed ZeRO-3"), id="the file's three"),
+        pytest.param(launch("8x80", "deepspeed_zero1.yaml", 8), (1, 8, 8, 8, "DeepSpeed ZeRO-1"), id="more than its"),
+        pytest.param(launch("8x80", "fsdp.yaml"), (1, 8, 3, 3, "FSDP2"), id="FSDP"),
+        pytest.param(launch("1x80", "single_gpu.yaml"), (1, 1, 1, 1, "one process"), id="the file for one GPU"),
+        pytest.param(
+            launch("2x8x80", "deepspeed_zero3_multinode.yaml"), (2, 8, 16, 8, "DeepSpeed ZeRO-3"), id="two machines"
+        ),
+    ],
+)
+def test_what_a_launch_there_would_say(machine: Machine, expected: tuple):
+    assert (
+        machine.machines,
+        len(machine.gpus),
+        machine.processes,
+        machine.local_processes,
+        machine.strategy,
+    ) == expected
+    assert not machine.is_here
+    assert machine.is_assumed == (machine.strategy == "data parallel")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "changed", "message"),
+    [
+        *(
+            pytest.param((text,), {}, f"such as 2x8x80, got '{text}'", id=f"bad text: {text}")
+            for text in ("", "80", "4 x 80", "0x80", "4x0", "4x80GB", "2x2x8x80", "4x-80", "x80")
+        ),
+        pytest.param(("4x80",), {"use_cpu": True}, "this recipe says use_cpu: true", id="a recipe for the CPU"),
+        pytest.param(("4x80", "cpu.yaml"), {}, "cpu.yaml says use_cpu: true", id="a launch on the CPU"),
+        pytest.param(("4x80", "nowhere.yaml"), {}, "nowhere.yaml", id="no such file"),
+        pytest.param(("4x80", "../../receipes/sft-tiny-countdown.yaml"), {}, "no file of accelerate's", id="a recipe"),
+        pytest.param(
+            ("2x8x80", "deepspeed_zero3.yaml"), {}, "says num_machines: 1: make them", id="one machine of two"
+        ),
+        pytest.param(("4x80", "deepspeed_zero3_multinode.yaml"), {}, "says num_machines: 2", id="two machines of one"),
+        pytest.param(("2x8x80", None, 15), {}, "each of 2 machines, got 15", id="processes that two cannot share"),
+        pytest.param(("4x80", None, 0), {}, "must be the number of training processes", id="no process"),
+    ],
+)
+def test_what_is_no_launch_there(arguments: tuple, changed: dict, message: str):
+    with pytest.raises(RecipeError) as caught:
+        launch(*arguments, **changed)
+    assert message in str(caught.value)
+
+
+def test_more_processes_than_gpus_there():
+    machine = launch("2x80", "deepspeed_zero3.yaml")
+    with pytest.raises(RecipeError, match="shows 2 GPUs: set plan_processes: 2 or fewer, or plan for more GPUs"):
+        plan(values(), machine, None)
 
 
 # ---- ZeRO-3 --------------------------------------------------------------------------------------------------------

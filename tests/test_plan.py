@@ -16,10 +16,11 @@ from unittest import mock
 import pytest
 
 import run_r1_grpo
-from conftest import ROOT, TINY_MODEL, TINY_RECIPE, flags, program_environment
-from mini_r1 import plan, recipe
+from conftest import ACCELERATE_CONFIGS, ROOT, TINY_MODEL, TINY_RECIPE, flags, program_environment
+from mini_r1 import placement, plan, recipe, resumption
 from mini_r1.placement import Machine, Placement
 from mini_r1.plan import (
+    as_if_there,
     batch_of,
     check_disk,
     check_memory,
@@ -32,7 +33,7 @@ from mini_r1.plan import (
     read_shape,
 )
 from mini_r1.recipe import RecipeError
-from run_r1_grpo import OWN_ARGUMENTS
+from run_r1_grpo import OWN_ARGUMENTS, check_values
 
 pytestmark = pytest.mark.slow  # TRL reads the recipes
 
@@ -78,6 +79,10 @@ def dataclass_types() -> tuple[type, ...]:
 
 def values(name: str = ARTICLE, *overrides: str) -> Namespace:
     return recipe.read_values(dataclass_types(), argv_of(name, *overrides))
+
+
+def launched_with(name: str) -> list[str]:
+    return ["--plan_with", str(ACCELERATE_CONFIGS / name)]
 
 
 @pytest.fixture(autouse=True)
@@ -377,6 +382,218 @@ def test_a_bare_no_is_no_strategy(tmp_path: Path):
     path.write_text("model_name_or_path: some/model\neval_strategy: no\n")
     with pytest.raises(RecipeError, match=r'eval_strategy must be .* write "no" in quotes'):
         recipe.read_values(dataclass_types(), ["--config", str(path)])
+
+
+# ---- plans for other machines --------------------------------------------------------------------------------------
+
+# Of 3 085 938 688 parameters: bfloat16 takes 6.17 GB, Adam's two moments 24.7 GB, with float32 masters 37.0 GB.
+PLANS = [
+    pytest.param(
+        ARTICLE,
+        "4x80",
+        launched_with("deepspeed_zero3.yaml"),
+        [
+            "3 training processes (DeepSpeed ZeRO-3); planned for 4 GPUs of 80 GB",
+            "rank 0 on cuda:0, rank 1 on cuda:1, rank 2 on cuda:2\n",
+            "a vLLM server on cuda:3,",
+            "8 per device x 3 processes x 8 accumulation steps = 192 completions = 24 puzzles x 8 generations",
+            "about 28.6 GB of 80.0 GB a GPU",
+            "weights 2.1 GB, gradients 2.1 GB, optimizer 12.3 GB, reference model 2.1 GB, activations 6.5 GB",
+            "room for 1786 thousand tokens",  # (0.9 x 80 GB - 6.17 GB) / 36 864 bytes
+            "4 x 43.2 GB for checkpoints at a time, and 6.2 GB for the final model: 179.0 GB in all",
+        ],
+        id="the article's launch",
+    ),
+    pytest.param(
+        ARTICLE,
+        "4x80",
+        [],
+        [
+            "3 training processes (data parallel)",
+            "data parallel is assumed",
+            "--plan_with configs/accelerate_configs/deepspeed_zero3.yaml",
+            "= 192 completions",
+            "weights 6.2 GB, gradients 6.2 GB, optimizer 24.7 GB, reference model 6.2 GB",
+        ],
+        id="no file: all GPUs but the server's, and the strategy assumed is named",
+    ),
+    pytest.param(
+        SMALL,
+        "1x24",
+        launched_with("single_gpu.yaml"),
+        [
+            "1 training process (one process); planned for 1 GPU of 24 GB",
+            "vLLM inside each training process, 40% of each GPU's memory, asleep",
+            "= 128 completions = 16 puzzles x 8 generations",
+            "about 15.3 GB of 24.0 GB a GPU",
+            "weights 3.2 GB, gradients 0.1 GB, optimizer 0.3 GB, activations 2.4 GB",
+            "9.6 GB for vLLM while activations",
+            "0.1 GB for the final model",  # an adapter
+        ],
+        id="an adapter on one small GPU",
+    ),
+    pytest.param(
+        ONE_GPU,
+        "1x80",
+        [],
+        ["about 75.4 GB of 80.0 GB", "weights 12.3 GB, gradients 12.3 GB, optimizer 24.7 GB", "= 256 completions"],
+        id="one large GPU",
+    ),
+    pytest.param(
+        EIGHT_GPUS,
+        "8x80",
+        [*launched_with("deepspeed_zero1.yaml"), "--plan_processes", "8"],
+        [
+            "8 training processes (DeepSpeed ZeRO-1); planned for 8 GPUs of 80 GB",
+            "rank 7 on cuda:7\n",
+            "= 512 completions = 64 puzzles x 8 generations",
+            "about 72.9 GB of 80.0 GB",
+            "weights 6.2 GB, gradients 6.2 GB, optimizer 4.6 GB, activations 24.3 GB",
+            "vLLM 28.0 GB",
+        ],
+        id="eight GPUs, with the launch's own number of processes",
+    ),
+    pytest.param(
+        EIGHT_GPUS,
+        "8x80",
+        launched_with("deepspeed_zero1.yaml"),
+        [
+            "3 training processes",
+            "note: 5 GPUs would stay idle",
+            "= 192 completions",
+            "WARNING: that is more than fits",
+        ],
+        id="the file's three processes leave five GPUs idle",
+    ),
+    pytest.param(
+        ARTICLE,
+        "2x8x80",
+        [*launched_with("deepspeed_zero3_multinode.yaml"), "--vllm_server_base_url", "http://10.0.0.9:8000"],
+        [
+            "16 training processes on 2 machines (DeepSpeed ZeRO-3); planned for 2 machines, each with 8 GPUs of 80 GB",
+            "local rank 0 on cuda:0",
+            "rank 7 on cuda:7\n",
+            "the vLLM server at http://10.0.0.9:8000",
+            "= 1024 completions = 128 puzzles x 8 generations",
+            "about 13.6 GB of 80.0 GB",
+            "weights 0.4 GB, gradients 0.4 GB, optimizer 2.3 GB",
+        ],
+        id="two machines train, a third generates",
+    ),
+    pytest.param(
+        ARTICLE,
+        "2x8x80",
+        [],
+        ["14 training processes on 2 machines", "is assumed", "a vLLM server on cuda:7", "note: 1 GPU would stay idle"],
+        id="two machines without a third",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "machine", "arguments", "parts"), PLANS)
+def test_a_plan_for_another_machine(
+    name: str, machine: str, arguments: list[str], parts: list[str], outcome_of: Callable[..., Outcome]
+):
+    code, output, error = outcome_of(*argv_of(name, "--plan_for", machine, *arguments))
+    assert (code, error) == (0, "")
+    for part in parts:
+        assert part in output, part
+    assert "This run could start there" in output
+    notes = [line for line in output.splitlines() if "note:" in line or "WARNING" in line]
+    assert len(notes) == sum("note:" in part or "WARNING" in part or "assumed" in part for part in parts), notes
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        pytest.param(
+            ARTICLE,
+            ["--plan_for", "1x24"],
+            "no GPU is left for the vLLM server: 1 training process on 1 GPU; plan for more GPUs, or set",
+            id="the article's run on one small GPU",
+        ),
+        pytest.param(
+            ARTICLE,
+            ["--plan_for", "1x24", "--vllm_mode", "colocate"],
+            "this run needs 58.6 GB before a single activation, and there are 24.0 GB",
+            id="and with vLLM beside it",
+        ),
+        pytest.param(
+            ARTICLE,
+            ["--plan_for", "3x80", *launched_with("deepspeed_zero3.yaml")],
+            "3 training processes on 3 GPUs; set plan_processes: 2, or plan for more GPUs",
+            id="a file that leaves no GPU for the server",
+        ),
+        pytest.param(
+            ARTICLE,
+            ["--plan_for", "2x8x80", *launched_with("deepspeed_zero3_multinode.yaml")],
+            "no GPU is left for the vLLM server: 8 training processes on 8 GPUs",
+            id="two machines that only train",
+        ),
+        pytest.param(ARTICLE, ["--plan_for", "4by80"], "plan_for must be GPUs x GB, such as 4x80", id="bad text"),
+        pytest.param(ARTICLE, ["--plan_processes", "3"], "add --plan_for 4x80", id="a launch and no machine"),
+        pytest.param(TINY, ["--plan_for", "1x24"], "says use_cpu: true: write false", id="a recipe for the CPU"),
+        pytest.param(
+            EIGHT_GPUS,
+            ["--plan_for", "8x80", "--num_generations", "7"],
+            "8 processes x gradient_accumulation_steps (16) makes 512 completions per generation",
+            id="groups that do not come out even",
+        ),
+    ],
+)
+def test_what_does_not_fit_there_is_one_line(
+    name: str, arguments: list[str], message: str, outcome_of: Callable[..., Outcome]
+):
+    code, output, error = outcome_of(*argv_of(name, *arguments))
+    assert (code, output) == (2, "")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_nothing_is_asked_of_this_machine(outcome_of: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch):
+    import accelerate.state
+    import torch
+
+    def asked(*_: object, **__: object) -> None:
+        raise AssertionError("asked")
+
+    for owner, names in (
+        (plan, ("gpu_memory", "check_output_dir", "_cpu_memory")),
+        (placement, ("installed_vllm", "is_port_free")),
+        (plan.shutil, ("disk_usage",)),
+        (resumption, ("find", "hold")),
+        (torch.cuda, ("is_available", "device_count", "set_device", "is_bf16_supported")),
+        (accelerate.state.PartialState, ("__init__",)),
+    ):
+        for one in names:
+            monkeypatch.setattr(owner, one, asked)
+    # Started by a launcher of another kind, all the same.
+    os.environ.update({"WORLD_SIZE": "7", "ACCELERATE_USE_CPU": "true", "ACCELERATE_USE_DEEPSPEED": "true"})
+    argv = argv_of(ARTICLE, "--plan_for", "4x80", *launched_with("fsdp.yaml"), "--vllm_server_port", "1", "--tf32", "1")
+    code, output, error = outcome_of(*argv)
+    assert (code, error) == (0, "")
+    assert "3 training processes (FSDP2)" in output
+    assert "GB free" not in output
+
+
+def test_nothing_else_differs_from_the_runs_own_parsing():
+    import transformers.training_args
+
+    before = dict(vars(transformers.training_args))
+    argv = argv_of(TINY, "--use_cpu", "false")
+    here = recipe.parse(dataclass_types(), argv, check_values, as_if_there)
+    there = recipe.parse(dataclass_types(), [*argv, "--plan_for", "1x24"], check_values, as_if_there)
+    assert there[-1].to_dict() == here[-1].to_dict()
+    assert there[-1].world_size == 1
+    assert vars(transformers.training_args) == before
+    of_three = recipe.parse(dataclass_types(), [*argv, "--plan_for", "3x24"], check_values, as_if_there)[-1]
+    assert (of_three.world_size, of_three.generation_batch_size) == (3, 3 * 128)
+
+
+def test_weights_without_masters_are_told(outcome_of: Callable[..., Outcome]):
+    argv = argv_of(ONE_GPU, "--plan_for", "1x80")
+    assert "round to nothing" not in outcome_of(*argv)[1]
+    assert "learning_rate 3e-06 round to nothing" in outcome_of(*argv, "--dtype", "bfloat16")[1]
 
 
 # ---- a real run ----------------------------------------------------------------------------------------------------

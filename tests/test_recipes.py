@@ -12,8 +12,8 @@ import yaml
 
 from conftest import ACCELERATE_CONFIGS, ROOT
 from mini_r1 import recipe
-from mini_r1.placement import Machine, Placement, plan
-from mini_r1.plan import check_software
+from mini_r1.placement import Machine, plan
+from mini_r1.plan import as_if_there
 from mini_r1.vllm_server import serve_command
 
 pytestmark = pytest.mark.slow
@@ -37,14 +37,15 @@ def processes_of(words: list[str]) -> int:
     return int(yaml.safe_load((ROOT / words[words.index("--config_file") + 1]).read_text())["num_processes"])
 
 
-def parse_all(path: Path, *overrides: str) -> tuple:
+def parse_all(path: Path, *overrides: str, processes: int = 1) -> tuple:
+    """A recipe for the CPU as it is here, any other as on a machine that has the GPUs."""
     from trl import GRPOConfig, ModelConfig
 
     from run_r1_grpo import OWN_ARGUMENTS, check_values
 
-    # use_cpu: TRL refuses `bf16` on a machine without a GPU otherwise.
-    argv = ["--config", str(path), "--use_cpu", "true", *overrides]
-    return recipe.parse((ModelConfig, *OWN_ARGUMENTS, GRPOConfig), argv, check_values)
+    there = ["--plan_for", f"{processes}x80", "--plan_processes", str(processes)]
+    argv = ["--config", str(path), *([] if "use_cpu: true" in path.read_text() else there), *overrides]
+    return recipe.parse((ModelConfig, *OWN_ARGUMENTS, GRPOConfig), argv, check_values, as_if_there)
 
 
 def parse_grpo(path: Path, *overrides: str) -> tuple:
@@ -77,23 +78,16 @@ def test_header_names_hardware_and_a_launch_line_with_files_that_exist(path: Pat
 
 
 @pytest.mark.parametrize("path", GRPO, ids=lambda path: path.name)
-def test_grpo_recipe_parses_and_its_batch_is_whole_groups(path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_grpo_recipe_parses_and_its_batch_is_whole_groups(path: Path):
     processes = processes_of(launch_line(path))
-    *groups, args = parse_all(path)  # every key is known and every value has the right type
-    model_args = groups[0]
+    model_args, *_, args = parse_all(path, processes=processes)  # keys are known, values have the right type
     assert model_args.model_name_or_path
     assert args.report_to == ["tensorboard"]
     completions = args.per_device_train_batch_size * processes * args.gradient_accumulation_steps
-    assert completions % args.num_generations == 0
+    assert args.generation_batch_size == completions
     stated = re.search(r"= (\d+) completions = (\d+) puzzles x (\d+) generations", path.read_text())
     assert stated, "the header states the batch"
     assert [int(n) for n in stated.groups()] == [completions, completions // args.num_generations, args.num_generations]
-    monkeypatch.setenv("WORLD_SIZE", str(processes))
-    from run_r1_grpo import check_values
-
-    values = recipe.merged(*groups, args)
-    values.generation_batch_size = values.steps_per_generation = None  # as GRPOConfig completed them for one process
-    check_values(values)
 
 
 # Where each recipe's header says it runs: GPUs of the machine, training processes, who generates on which GPUs.
@@ -111,7 +105,6 @@ def test_recipe_fits_the_machine_that_its_header_names(name: str, gpus: int, pro
     path = ROOT / "receipes" / name
     assert processes_of(launch_line(path)) == processes
     values = recipe.merged(*parse_all(path))
-    values.use_cpu = gpus == 0
     machine = Machine(tuple(map(str, range(gpus))), processes=processes, local_processes=processes)
     placement = plan(values, machine, ("vllm", "0.31.0"))
     assert (placement.generation, placement.server_gpus) == expected
@@ -143,7 +136,6 @@ def test_every_grpo_recipe_has_a_topology():
 ])  # fmt: skip
 def test_the_command_line_that_a_recipe_makes(name: str, overrides: list[str], expected: str):
     values = recipe.merged(*parse_all(ROOT / "receipes" / name, *overrides))
-    values.use_cpu = False
     placement = plan(values, Machine(("0", "1", "2", "3"), processes=3, local_processes=3), ("vllm", "0.31.0"))
     words = serve_command(values, placement, "127.0.0.1", 8000, python="/env/bin/python")
     assert shlex.join(words) == f"/env/bin/{expected}"
@@ -217,14 +209,6 @@ def test_evaluation_batches_that_trl_refuses_are_refused_before(
         outcome = pytest.raises(recipe.RecipeError, match="eval_batch_size to a multiple" if ours else "must be divis")
     with outcome:
         recipe.parse((ModelConfig, *OWN_ARGUMENTS, GRPOConfig), argv, check_values if ours else None)
-
-
-def test_bf16_that_is_left_out_is_refused_on_the_cpu(tmp_path: Path):
-    text = (ROOT / "receipes" / "grpo-tiny-countdown-cpu.yaml").read_text()
-    path = tmp_path / "recipe.yaml"
-    path.write_text(text.replace("bf16: false\n", ""))
-    with pytest.raises(recipe.RecipeError, match="write bf16: false"):
-        check_software(recipe.merged(*parse_all(path)), Placement("transformers", on_cpu=True))
 
 
 @pytest.mark.parametrize("path", sorted(ACCELERATE_CONFIGS.glob("*.yaml")), ids=lambda path: path.name)

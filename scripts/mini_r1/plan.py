@@ -1,6 +1,6 @@
 """What a run will do and need, said before it starts: batch, memory, disk, time, destination, and departures.
 
-Arithmetic on the recipe and on what is there; no model is loaded. Memory figures
+Arithmetic on the recipe, on what is there, or on the machine that `plan_for` names; no model is loaded. Memory figures
 are estimates from the model's shape (`tests/test_plan.py` holds one of them against the peak of a real run); they leave
 out what a library may add.
 """
@@ -14,12 +14,15 @@ import os
 import shutil
 import struct
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
-from mini_r1.placement import Machine, Placement
+from mini_r1.placement import Machine, Placement, training_processes
 from mini_r1.recipe import RecipeError, masked
 
 logger = logging.getLogger(__name__)
@@ -35,7 +38,43 @@ _WORKING_LAYERS = 3
 # TRL computes log-probabilities in tiles of so many tokens by so many words of the vocabulary.
 _TILE_TOKENS, _TILE_WORDS = 4096, 32_768
 # Keys that the plan's last line leaves out: shown elsewhere, or about the plan itself.
-_NOT_SHOWN = ("output_dir", "model_name_or_path", "dry_run", "hub_checks", "resume_from_checkpoint")
+_NOT_SHOWN = ("output_dir", "model_name_or_path", "dry_run", "plan_", "hub_checks", "resume_from_checkpoint")
+
+
+@contextmanager
+def as_if_there(values: Any) -> Iterator[None]:
+    """Within it, GRPOConfig is made as on the machine of `plan_for`; without that key, as ever.
+
+    Patches exactly the names by which transformers' TrainingArguments (5.17) asks the machine; TRL's GRPOConfig (1.16)
+    asks through them.
+
+    Args:
+        values: the recipe's keys as attributes.
+    """
+    if values.plan_for is None:
+        yield
+        return
+    import torch
+    from accelerate import DistributedType
+
+    state = SimpleNamespace(
+        num_processes=training_processes(values),
+        process_index=0,
+        local_process_index=0,
+        device=torch.device("cuda"),  # only a name; nothing is put there
+        distributed_type=DistributedType.MULTI_GPU,  # any but NO, for which a CUDA device is chosen
+    )
+    answers: dict[str, Any] = {
+        "PartialState": lambda **_: state,  # joins the process group, chooses the device, counts the processes
+        "is_torch_bf16_gpu_available": lambda: True,
+        "is_torch_tf32_available": lambda: True,
+        "enable_tf32": lambda enable: None,  # a switch of this machine's torch
+    }
+    # This process's launcher speaks of this machine. What the other's would say of ZeRO is in `planned_machine`;
+    # GRPOConfig would make DeepSpeed's plugin of it, which needs DeepSpeed and holds nothing that a plan reads.
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
+    with mock.patch.multiple("transformers.training_args", **answers), mock.patch.dict(os.environ, kept, clear=True):
+        yield
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -431,11 +470,13 @@ def check_disk(values: Any, shape: ModelShape, machine: Machine) -> list[str]:
     """The disk lines of the plan.
 
     Raises:
-        RecipeError: when not even one checkpoint and the final model fit.
+        RecipeError: when not even one checkpoint and the final model fit on this machine.
     """
     one, count = checkpoint_bytes(values, shape, machine), _save_count(values)
     final = adapter_parameters(values, shape) * 4 if values.use_peft else shape.parameters * _bytes_of(values.dtype)
     needs = f"  disk:       {count} x {_size(one)} for checkpoints at a time, and {_size(final)} for the final model"
+    if not machine.is_here:
+        return [f"{needs}: {_size(one * count + final)} in all, besides what is downloaded"]
     folder = Path(values.output_dir).expanduser().absolute()
     while not folder.exists():
         folder = folder.parent
@@ -483,7 +524,7 @@ def _size(size: float) -> str:
     return f"{size / GB:.1f} GB" if size >= 0.1 * GB else f"{size / 1e6:.0f} MB"
 
 
-def check_software(values: Any, where: Placement) -> None:
+def check_software(values: Any, machine: Machine, where: Placement) -> None:
     """Refuses what the installed packages or the machine cannot do. Raises RecipeError."""
     from importlib.util import find_spec
 
@@ -492,7 +533,7 @@ def check_software(values: Any, where: Placement) -> None:
     if values.attn_implementation == "flash_attention_2":
         if where.on_cpu:
             raise RecipeError("attn_implementation: flash_attention_2 needs a GPU: write sdpa")
-        if find_spec("flash_attn") is None and find_spec("kernels") is None:
+        if machine.is_here and find_spec("flash_attn") is None and find_spec("kernels") is None:
             raise RecipeError(
                 "attn_implementation: flash_attention_2 is not installed: `make install-gpu`, or write sdpa"
             )
@@ -504,12 +545,20 @@ def _without_effect(values: Any, machine: Machine) -> list[str]:
     """Settings that run without an error and learn nothing."""
     sharded = machine.zero_stage is not None or machine.fsdp_version is not None
     # Half a unit in the last place of bfloat16 is 4e-5 at |w| = 0.02, and AdamW's step is about the learning rate.
-    if values.dtype != "bfloat16" or values.learning_rate >= 4e-5 or sharded or values.use_peft:
+    if values.dtype != "bfloat16" or values.learning_rate >= 4e-5 or sharded or values.use_peft or machine.is_assumed:
         return []
     return [
         f"  WARNING:    dtype: bfloat16 without DeepSpeed keeps no float32 master weights, so most updates of "
         f"learning_rate {values.learning_rate:g} round to nothing; set dtype: float32 and bf16: true"
     ]
+
+
+def _idle(machine: Machine, where: Placement) -> list[str]:
+    """GPUs that would be rented for nothing."""
+    idle = machine.machines * len(machine.gpus) - machine.processes - len(where.server_gpus)
+    if machine.is_here or not idle:
+        return []
+    return [f"  note: {idle} GPU{'s' if idle > 1 else ''} would stay idle; plan_processes sets how many train"]
 
 
 def describe(
@@ -534,8 +583,9 @@ def describe(
     Raises:
         RecipeError: for what would fail later; one line with the change to make.
     """
-    check_software(values, where)
-    check_output_dir(values.output_dir)
+    check_software(values, machine, where)
+    if machine.is_here:
+        check_output_dir(values.output_dir)
     batch = batch_of(values, machine.processes)
     rounds = batch.per_step / batch.per_generation
     if rounds == 1:
@@ -546,6 +596,7 @@ def describe(
         generated = f"generated in {rounds:g} rounds"
     lines = [
         *where.lines,
+        *_idle(machine, where),
         f"  batch:      {batch.origin} = {batch.per_step} completions = {batch.per_step // batch.generations} puzzles "
         f"x {batch.generations} generations a step, {generated}",
         f"  tokens:     at most {batch.per_step * batch.tokens_per_completion} a step ({values.max_prompt_tokens} of "

@@ -17,6 +17,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -308,12 +309,14 @@ def parse(
     dataclass_types: Sequence[type],
     argv: Sequence[str],
     check: Callable[[argparse.Namespace], None] | None = None,
+    surroundings: Callable[[argparse.Namespace], AbstractContextManager[Any]] = nullcontext,
 ) -> tuple[Any, ...]:
     """Reads `--config RECIPE.yaml` and the overrides after it into instances of the dataclasses, in order.
 
     Args:
         dataclass_types, argv: as for `read_values`.
         check: called with all values, by name, before the dataclasses are made; raises RecipeError on impossible ones.
+        surroundings: called with all values as well; the dataclasses are made within the context that it returns.
 
     Raises:
         RecipeError: on anything that cannot be run; the message names the key.
@@ -322,7 +325,8 @@ def parse(
     if check is not None:  # GRPOConfig has checks of its own, but they speak of derived quantities
         check(namespace)
     try:
-        return parser.parse_args_into_dataclasses(args=args, look_for_args_file=False)
+        with surroundings(namespace):
+            return parser.parse_args_into_dataclasses(args=args, look_for_args_file=False)
     except RecipeError:
         raise
     except (ValueError, TypeError, ImportError, OSError) as error:
