@@ -162,6 +162,7 @@ def check_values(values: Any) -> None:
     plan.batch_of(values, processes)
     if values.eval_strategy != "no":
         plan.evaluation_batch(values, processes, values.eval_puzzles if values.held_out_puzzles else 0)
+    plan.check_precision(values)
 
 
 # --------------------------------------------------------------------------------------------------------------------

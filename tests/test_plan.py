@@ -25,6 +25,7 @@ from mini_r1.plan import (
     check_disk,
     check_memory,
     check_output_dir,
+    check_precision,
     check_puzzles,
     checkpoint_bytes,
     evaluation_batch,
@@ -252,6 +253,44 @@ def test_puzzles_must_suffice_for_a_step_and_an_evaluation():
         check_puzzles(settings, 1, 16, 0)
     settings.eval_strategy = "no"
     check_puzzles(settings, 1, 16, 0)
+
+
+@pytest.mark.parametrize(("fp16", "refused"), [(False, "left out for true"), (True, "need a GPU")])
+def test_half_precision_needs_a_gpu(fp16: bool, refused: str, monkeypatch: pytest.MonkeyPatch):
+    import torch
+
+    settings = values(TINY, "--use_cpu", "false")
+    settings.bf16, settings.fp16 = None, fp16  # TRL's default is true where fp16 is not
+    monkeypatch.setattr(plan, "gpus_of_driver", lambda: 0)
+    with pytest.raises(RecipeError, match=refused):
+        check_precision(settings)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    check_precision(settings)
+    settings.use_cpu = True
+    with pytest.raises(RecipeError, match=refused):
+        check_precision(settings)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "reason"),
+    [(None, "is a CPU build (`make install-gpu`)"), ("13.0", "the driver is too old for this torch's CUDA 13.0")],
+)
+def test_gpus_that_the_driver_shows_and_torch_does_not(
+    cuda: str | None, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import torch
+
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text('#!/bin/sh\nfor i in 0 1 2 3; do echo "GPU $i: NVIDIA H100 (UUID: GPU-$i)"; done\n')
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)  # asks the driver
+    with pytest.raises(RecipeError) as caught:
+        check_values(values())
+    assert str(caught.value).startswith("nvidia-smi shows 4 GPUs and torch sees none: ")
+    assert reason in str(caught.value)
+    assert plan.gpu_memory() == []
 
 
 def test_an_output_folder_that_cannot_be_made_is_refused(tmp_path: Path):
@@ -558,7 +597,7 @@ def test_nothing_is_asked_of_this_machine(outcome_of: Callable[..., Outcome], mo
         raise AssertionError("asked")
 
     for owner, names in (
-        (plan, ("gpu_memory", "check_output_dir", "_cpu_memory")),
+        (plan, ("gpu_memory", "gpus_of_driver", "check_output_dir", "_cpu_memory")),
         (placement, ("installed_vllm", "is_port_free")),
         (plan.shutil, ("disk_usage",)),
         (resumption, ("find", "hold")),

@@ -211,6 +211,14 @@ def test_evaluation_batches_that_trl_refuses_are_refused_before(
         recipe.parse((ModelConfig, *OWN_ARGUMENTS, GRPOConfig), argv, check_values if ours else None)
 
 
+def test_bf16_that_is_left_out_is_refused_on_the_cpu(tmp_path: Path):
+    text = (ROOT / "receipes" / "grpo-tiny-countdown-cpu.yaml").read_text()
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text.replace("bf16: false\n", ""))
+    with pytest.raises(recipe.RecipeError, match=r"left out for true\): write bf16: false"):
+        parse_all(path)
+
+
 @pytest.mark.parametrize("path", sorted(ACCELERATE_CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_accelerate_config_is_read_by_accelerate(path: Path):
     from accelerate.commands.config.config_args import load_config_from_file

@@ -13,6 +13,7 @@ import math
 import os
 import shutil
 import struct
+import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -362,7 +363,20 @@ def gpu_memory() -> list[float]:
     """Bytes of each visible GPU, of whatever maker, as torch has them."""
     import torch
 
-    return [float(torch.cuda.get_device_properties(i).total_memory) for i in range(torch.cuda.device_count())]
+    # With a driver that is too old, device_count still counts what the driver shows.
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return [float(torch.cuda.get_device_properties(i).total_memory) for i in range(count)]
+
+
+def gpus_of_driver() -> int:
+    """How many NVIDIA GPUs the driver shows, whether torch can use them or not."""
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    try:
+        listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return 0
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
 
 
 def _cpu_memory() -> float:
@@ -524,12 +538,30 @@ def _size(size: float) -> str:
     return f"{size / GB:.1f} GB" if size >= 0.1 * GB else f"{size / 1e6:.0f} MB"
 
 
+def check_precision(values: Any) -> None:
+    """Refuses half precision where there is no GPU, before GRPOConfig does. Raises RecipeError."""
+    import torch
+
+    if values.plan_for is not None or not (uses_bf16(values) or values.fp16):
+        return
+    if not values.use_cpu and torch.cuda.is_available():
+        return
+    if not values.use_cpu and (unseen := gpus_of_driver()):
+        reason = (
+            "this torch is a CPU build (`make install-gpu`)"
+            if torch.version.cuda is None
+            else f"the driver is too old for this torch's CUDA {torch.version.cuda}, or CUDA_VISIBLE_DEVICES hides them"
+        )
+        raise RecipeError(f"nvidia-smi shows {unseen} GPU{'s' if unseen > 1 else ''} and torch sees none: {reason}")
+    left_out = " (TRL takes a bf16 that is left out for true)" if values.bf16 is None else ""
+    plan_for = "" if values.use_cpu else " (--plan_for 4x80 plans for such a machine)"
+    raise RecipeError(f"bf16 and fp16 need a GPU{left_out}: write bf16: false, or run this recipe on one{plan_for}")
+
+
 def check_software(values: Any, machine: Machine, where: Placement) -> None:
     """Refuses what the installed packages or the machine cannot do. Raises RecipeError."""
     from importlib.util import find_spec
 
-    if where.on_cpu and (uses_bf16(values) or values.fp16):
-        raise RecipeError("bf16 and fp16 need a GPU: write bf16: false, or run this recipe on one")
     if values.attn_implementation == "flash_attention_2":
         if where.on_cpu:
             raise RecipeError("attn_implementation: flash_attention_2 needs a GPU: write sdpa")
