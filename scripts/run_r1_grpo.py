@@ -6,6 +6,9 @@
     accelerate launch --config_file configs/accelerate_configs/cpu.yaml \
         scripts/run_r1_grpo.py --config receipes/grpo-tiny-countdown-cpu.yaml          # no GPU, ten minutes
 
+    python scripts/run_r1_grpo.py --config receipes/grpo-qwen-2.5-3b-deepseek-r1-countdown.yaml \
+        --plan_for 4x80 --plan_with configs/accelerate_configs/deepspeed_zero3.yaml    # what it needs, said anywhere
+
 The method, as it runs here. Each step takes P puzzles and samples G completions of each: B = P x G. Two rules score
 every completion: is it `<think>...</think><answer>...</answer>` (format), and is the answer an equation that uses
 each number once and hits the target (equation)? A completion's advantage is its summed reward minus the mean of its
@@ -102,11 +105,34 @@ class ScriptArguments:
     dry_run: bool = field(
         default=False, metadata={"help": "Only say what the run would do and need, and whether it could start."}
     )
+    plan_for: str | None = field(
+        default=None,
+        metadata={
+            "help": "A dry run for another machine: GPUs x GB, as 4x80, or machines x GPUs x GB, as 2x8x80. Nothing is "
+            "asked of this one; start it with python, not accelerate."
+        },
+    )
+    plan_with: str | None = field(
+        default=None, metadata={"help": "plan_for: the accelerate file that the launch there will name."}
+    )
+    plan_processes: int | None = field(
+        default=None,
+        metadata={
+            "help": "plan_for: training processes on all machines together, as --num_processes of the launch (default: "
+            "the file's, or all GPUs but the vLLM server's)."
+        },
+    )
     trim_micro_batches: bool = field(
         default=True, metadata={"help": "Cut each micro-batch to its own longest row instead of the whole batch's."}
     )
 
+    def __post_init__(self) -> None:
+        self.dry_run = self.dry_run or self.plan_for is not None
 
+
+# The last line of a dry run, for this machine and for another.
+COULD_START = "This run could start (a dry run: it does not)."
+COULD_START_THERE = "This run could start there; a dry run there also checks packages, ports, memory and disk."
 # What a recipe may say beyond TRL's ModelConfig and GRPOConfig.
 OWN_ARGUMENTS = (ScriptArguments, VLLMArguments, hub.HubArguments, guards.GuardArguments)
 
@@ -130,33 +156,13 @@ def check_values(values: Any) -> None:
         recipe.require(len(pair) == 2 and pair[0] <= pair[1], key, "[low, high]", pair)
     recipe.require(values.on_bad_row in ("drop", "fail"), "on_bad_row", "drop or fail", values.on_bad_row)
     recipe.require(bool(values.model_name_or_path), "model_name_or_path", "a Hub id or a folder", None)
-    processes = recipe.world_size()
-    if values.generation_batch_size:
-        batch, origin = values.generation_batch_size, "generation_batch_size"
-    else:
-        rounds = "steps_per_generation" if values.steps_per_generation else "gradient_accumulation_steps"
-        batch = values.per_device_train_batch_size * processes * getattr(values, rounds)
-        origin = (
-            f"per_device_train_batch_size ({values.per_device_train_batch_size}) x {processes} processes x "
-            f"{rounds} ({getattr(values, rounds)})"
-        )
-    if batch % values.num_generations:
-        raise recipe.RecipeError(
-            f"{origin} makes {batch} completions per generation, which is no multiple of num_generations "
-            f"({values.num_generations}): change one of them"
-        )
-
-
-def warn_about(model_args: Any, training_args: Any) -> None:
-    """Names settings that run without an error and learn nothing."""
-    sharded = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" or os.environ.get("ACCELERATE_USE_FSDP") == "true"
-    # Half a unit in the last place of bfloat16 is 4e-5 at |w| = 0.02, and AdamW's step is about the learning rate.
-    if model_args.dtype == "bfloat16" and training_args.learning_rate < 4e-5 and not (sharded or model_args.use_peft):
-        logger.warning(
-            "dtype: bfloat16 without DeepSpeed keeps no float32 master weights, so most updates of learning_rate %g "
-            "round to nothing; set dtype: float32 and bf16: true",
-            training_args.learning_rate,
-        )
+    if values.plan_for is None and (values.plan_with or values.plan_processes is not None):
+        raise recipe.RecipeError("plan_with and plan_processes are about the machine of plan_for: add --plan_for 4x80")
+    processes = placement.training_processes(values)
+    plan.batch_of(values, processes)
+    if values.eval_strategy != "no":
+        plan.evaluation_batch(values, processes, values.eval_puzzles if values.held_out_puzzles else 0)
+    plan.check_precision(values)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -346,17 +352,9 @@ def whole_batches(eval_dataset: Any, training_args: Any) -> Any:
     Raises:
         RecipeError: when there are too few puzzles for a single batch.
     """
-    processes = training_args.world_size
     generations = training_args.num_generations_eval or training_args.num_generations
-    for per_device in range(training_args.per_device_eval_batch_size, 0, -1):
-        puzzles_per_batch, rest = divmod(per_device * processes, generations)
-        if rest == 0 and 0 < puzzles_per_batch <= len(eval_dataset):
-            break
-    else:
-        raise recipe.RecipeError(
-            f"{len(eval_dataset)} held-out puzzles to evaluate on are too few: raise held_out_puzzles, eval_puzzles or "
-            f'dataset_rows, or set eval_strategy: "no"'
-        )
+    per_device = plan.evaluation_batch(training_args, training_args.world_size, len(eval_dataset))
+    puzzles_per_batch = per_device * training_args.world_size // generations
     training_args.per_device_eval_batch_size = per_device
     kept = len(eval_dataset) // puzzles_per_batch * puzzles_per_batch
     if kept < len(eval_dataset):
@@ -376,76 +374,75 @@ def model_init_kwargs(model_args: Any, training_args: Any) -> dict[str, Any]:
     }
 
 
-def show_plan(argv: list[str]) -> None:
-    """`--dry_run`: the plan of this run, without loading torch or TRL. Raises RecipeError or DataError."""
-    values, changed = recipe.read_lightly(OWN_ARGUMENTS, argv)
-    check_values(values)
-    if values.generation_batch_size and values.steps_per_generation:
-        raise recipe.RecipeError(
-            "generation_batch_size and steps_per_generation say the same thing twice: remove one of them"
-        )
-    values.output_dir = values.output_dir or "trainer_output"  # TRL's default
-    resume = resumption.find(values)
-    gpus = plan.find_gpus()
-    machine = placement.this_machine(len(gpus))
-    where = placement.plan(values, machine, placement.installed_vllm())
-    hub_line, _ = hub.describe(values, resume, values.hub_checks)
-    lines = plan.describe(values, machine, where, gpus, recipe_path=recipe.path_in(argv), changed=changed,
-                          hub_line=hub_line, ask_hub=values.hub_checks)  # fmt: skip
-    if is_local(values.dataset_id_or_path):
-        split = load_split(values)
-        resumption.check_puzzles(resume, split.fingerprint())
-        plan.check_evaluation(values, machine.processes, len(split.held_out))
-        needed = plan.batch_of(values, machine.processes).per_generation // values.num_generations
-        if len(split.train) < needed:
-            raise recipe.RecipeError(
-                f"{len(split.train)} puzzles to train on are fewer than one step's {needed}: raise dataset_rows"
-            )
-        puzzles = f"{len(split.train)} puzzles to train on, {len(split.held_out)} held out"
-    else:
-        puzzles = f"{values.dataset_id_or_path}, not looked at"
-    if recipe.is_first_process():
-        if resume is not None:
-            lines += [f"  resume:     goes on from {resume.path}", *(f"              {note}" for note in resume.notes)]
-        print("\n".join([*lines, f"  data:       {puzzles}", "This run could start (--dry_run: it does not)."]))
-
-
 def main(argv: list[str]) -> None:
     from accelerate import PartialState
     from accelerate.utils import gather_object
     from transformers import AutoTokenizer, set_seed
     from trl import GRPOConfig, ModelConfig, get_peft_config, get_quantization_config
 
-    # ---- recipe ----------------------------------------------------------------------------------------------------
+    # ---- recipe and plan -------------------------------------------------------------------------------------------
+    dataclass_types = (ModelConfig, *OWN_ARGUMENTS, GRPOConfig)
     try:
         model_args, script_args, vllm_args, hub_args, guard_args, training_args = recipe.parse(
-            (ModelConfig, *OWN_ARGUMENTS, GRPOConfig), argv, check_values
+            dataclass_types, argv, check_values, plan.as_if_there
         )
+        given = recipe.given(dataclass_types, argv)
         run_folder.set_up_logging(training_args)
-        run_folder.check_writable(training_args.output_dir)
         values = recipe.merged(model_args, script_args, vllm_args, hub_args, guard_args, training_args)
-        if recipe.is_main_process():
-            resumption.hold(Path(training_args.output_dir))
-        if hub.wants_hub(values):
-            with PartialState().main_process_first():
-                if recipe.is_main_process():
-                    hub.fetch_checkpoint(values)
-            values.resume_from_checkpoint = hub.asked_checkpoint(values) or True
-        resume = resumption.find(values)
-        resumption.check_agreement(gather_object([resume and (str(resume.path), resume.step)]))
+        if not script_args.dry_run:
+            run_folder.check_writable(training_args.output_dir)
+            if recipe.is_main_process():
+                resumption.hold(Path(training_args.output_dir))
+            if hub.wants_hub(values):
+                with PartialState().main_process_first():
+                    if recipe.is_main_process():
+                        hub.fetch_checkpoint(values)
+                values.resume_from_checkpoint = hub.asked_checkpoint(values) or True
+        # One process trains on one GPU; transformers would spread it over all that it sees, the server's included.
+        training_args._n_gpu = min(training_args.n_gpu, 1)
+        if script_args.plan_for is not None:
+            machine, resume = placement.planned_machine(values), None
+        else:
+            machine, resume = placement.this_machine(plan.gpu_memory()), resumption.find(values)
+            resumption.check_agreement(gather_object([resume and (str(resume.path), resume.step)]))
         if resume is not None:
             logger.info("going on from %s", resume.path)
             for note in resume.notes:
                 logger.warning(note)
-        # One process trains on one GPU; transformers would spread it over all that it sees, the server's included.
-        training_args._n_gpu = min(training_args.n_gpu, 1)
-        gpus = plan.gpus_of_torch()
-        machine = placement.this_machine(len(gpus))
-        where = placement.plan(values, machine, placement.installed_vllm())
-        hub_line, target = hub.describe(values, resume, hub_args.hub_checks and machine.is_rank_zero)
-        for line in plan.describe(values, machine, where, gpus, recipe_path=recipe.path_in(argv), hub_line=hub_line,
-                                  ask_hub=hub_args.hub_checks):  # fmt: skip
-            logger.info(line)
+        where = placement.plan(values, machine, placement.installed_vllm() if machine.is_here else None)
+        asks = hub_args.hub_checks
+        hub_line, target = hub.describe(values, resume, asks and machine.is_here and machine.is_rank_zero)
+        recipe.say(*plan.describe(values, machine, where, given, recipe.path_in(argv), hub_line, ask_hub=asks))
+    except resumption.FinishedError as error:
+        if training_args.push_to_hub and not script_args.dry_run:
+            if not recipe.is_main_process():
+                sys.exit()  # with an error, the launcher would end the main process in the middle of its uploads
+            hub.upload_rest(values)
+        recipe.fail(str(error))
+    except recipe.RecipeError as error:
+        recipe.fail(str(error))
+
+    # ---- data ------------------------------------------------------------------------------------------------------
+    could_start = COULD_START if machine.is_here else COULD_START_THERE
+    if script_args.dry_run and not is_local(script_args.dataset_id_or_path):  # a plan downloads no puzzles
+        return recipe.say(f"  data:       {script_args.dataset_id_or_path}, not looked at", could_start)
+    try:
+        split = load_split(script_args)
+        resumption.check_puzzles(resume, split.fingerprint())
+        plan.check_puzzles(values, machine.processes, len(split.train), len(split.held_out))
+    except (DataError, recipe.RecipeError) as error:
+        recipe.fail(str(error))
+    recipe.say(f"  data:       {len(split.train)} puzzles to train on, {len(split.held_out)} held out")
+    if script_args.dry_run:
+        return recipe.say(could_start)
+    evaluates = training_args.eval_strategy != "no"
+    if resume is not None:
+        training_args.eval_on_start = resumption.lacks_evaluation(resume, training_args.eval_steps)
+    training_args.eval_on_start &= evaluates
+    set_seed(training_args.seed)
+
+    # ---- Hub and server --------------------------------------------------------------------------------------------
+    try:
         if target is not None:
             hub.make_repository(values, target)
         # Uploads are our own: transformers would make the repository now and hold up the training with each of them.
@@ -453,27 +450,8 @@ def main(argv: list[str]) -> None:
         server = None
         if where.generation == "own_server" and machine.is_rank_zero:
             server = vllm_server.launch(values, where)  # vLLM loads in a process of its own from here on
-    except resumption.FinishedError as error:
-        if training_args.push_to_hub:
-            if not recipe.is_main_process():
-                sys.exit()  # with an error, the launcher would end the main process in the middle of its uploads
-            hub.upload_rest(values)
-        recipe.fail(str(error))
     except recipe.RecipeError as error:
         recipe.fail(str(error))
-    warn_about(model_args, training_args)
-    set_seed(training_args.seed)
-
-    # ---- data ------------------------------------------------------------------------------------------------------
-    try:
-        split = load_split(script_args)
-        resumption.check_puzzles(resume, split.fingerprint())
-    except (DataError, recipe.RecipeError) as error:
-        recipe.fail(str(error))
-    evaluates = training_args.eval_strategy != "no"
-    if resume is not None:
-        training_args.eval_on_start = resumption.lacks_evaluation(resume, training_args.eval_steps)
-    training_args.eval_on_start &= evaluates
 
     # ---- tokenizer and model ---------------------------------------------------------------------------------------
     from mini_r1 import model_card
@@ -493,17 +471,12 @@ def main(argv: list[str]) -> None:
         tokenizer.pad_token = tokenizer.eos_token
     train_dataset = prompt_dataset(split.train, tokenizer, script_args.max_prompt_tokens)
     eval_dataset = prompt_dataset(split.held_out[: script_args.eval_puzzles], tokenizer, script_args.max_prompt_tokens)
-    puzzles_per_step = training_args.generation_batch_size // training_args.num_generations
-    if len(train_dataset) < puzzles_per_step:
-        recipe.fail(
-            f"{len(train_dataset)} puzzles to train on are fewer than one step's {puzzles_per_step}: raise "
-            f"dataset_rows or max_prompt_tokens, or lower per_device_train_batch_size or gradient_accumulation_steps"
-        )
-    if evaluates:
-        try:
+    try:  # again: over-long prompts are gone
+        plan.check_puzzles(values, machine.processes, len(train_dataset), len(eval_dataset))
+        if evaluates:
             eval_dataset = whole_batches(eval_dataset, training_args)
-        except recipe.RecipeError as error:
-            recipe.fail(str(error))
+    except recipe.RecipeError as error:
+        recipe.fail(str(error))
     training_args.model_init_kwargs = model_init_kwargs(model_args, training_args)
 
     # ---- trainer ---------------------------------------------------------------------------------------------------
@@ -539,7 +512,6 @@ def main(argv: list[str]) -> None:
     sample_log = SampleLog(folders["text"], folders["json"], share=script_args.sample_share,
                            success_share=script_args.success_sample_share)  # fmt: skip
     trainer.observer, trainer.sample_sizes = make_observer(sample_log), sample_log.sizes
-    _, given = recipe.read_lightly(OWN_ARGUMENTS, argv)
     trainer.write_card = partial(model_card.write, run.folder, given, train_dataset[0]["prompt"])
     uploader = None
     if pushes and machine.is_rank_zero:
@@ -580,12 +552,6 @@ if __name__ == "__main__":
         sys.exit()
     process_guard.die_with_launcher()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the data loader forks after the tokenizer was used
-    if recipe.is_dry_run(sys.argv[1:]):
-        try:
-            show_plan(sys.argv[1:])
-        except (recipe.RecipeError, DataError) as error:
-            recipe.fail(str(error))
-        sys.exit()
     try:
         try:
             main(sys.argv[1:])

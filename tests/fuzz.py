@@ -66,7 +66,6 @@ with _instrumented():
         recipe,
         report_page,
         run_record,
-        trl_arguments,
     )
     from run_r1_grpo import OWN_ARGUMENTS, check_values
 
@@ -495,16 +494,18 @@ def fuzz_reasoning(source: Source) -> None:
 # Recipes
 # --------------------------------------------------------------------------------------------------------------------
 
-# Reading the fields of TRL's classes takes longer than everything else together, and never comes out differently.
-read_arguments = functools.cache(trl_arguments.read_arguments)
+
+@functools.cache
+def recipe_types() -> tuple[type, ...]:
+    """What the run parses; loads TRL."""
+    from trl import GRPOConfig, ModelConfig
+
+    return (ModelConfig, *OWN_ARGUMENTS, GRPOConfig)
 
 
 @functools.cache
 def recipe_hints() -> dict[str, Any]:
-    hints = {key: hint for key, (hint, _) in read_arguments().items()}
-    for own in OWN_ARGUMENTS:
-        hints |= typing.get_type_hints(own)
-    return hints
+    return {key: hint for one in recipe_types() for key, hint in typing.get_type_hints(one).items()}
 
 
 YAML_VALUES = (
@@ -594,7 +595,7 @@ def command_line(source: Source, path: Path) -> list[str]:
             words.append(pick(source, (f"--{key}", f"--no_{key}", f"--{key.replace('_', '-')}")))
         elif kind == 8:
             words.append(pick(source, ("--config", f"--config={path}", "--config=", "--", "-", "", "--dry-run=no",
-                                       "--dry_run", "--help_all", "--config=" + "a" * 300, "nowhere.yaml",
+                                       "--dry_run", "--config=" + "a" * 300, "nowhere.yaml",
                                        str(path.parent))))  # fmt: skip
         elif kind == 9:
             words += ["--config", str(path)]
@@ -604,6 +605,7 @@ def command_line(source: Source, path: Path) -> list[str]:
             words.append(source.text(20))
     if chance(source, 2):
         words = ["--config", str(path), *words]
+    words = [word for word in words if not word.startswith(("-h", "--help"))]  # help ends the program
     return [re.sub("[\0\ud800-\udc7f\udd00-\udfff]", "", word) for word in words]  # no system passes those on
 
 
@@ -640,12 +642,11 @@ def fuzz_recipe(source: Source) -> None:
                     value = float(found[key]) if recipe_hints()[key] is float else found[key]
                     plain = _fits(recipe_hints()[key], value) or (type(value) is bool and key in recipe.TRUTH_VALUE_TOO)
                     promise(plain, f"{key} may not be {value!r:.99}")
-        promise(type(recipe.is_dry_run(words)) is bool, "asked or not")
         named = recipe.path_in(words)
         promise(named is None or "--config" in [w.partition("=")[0] for w in words], "a path is what was named")
         with contextlib.suppress(recipe.RecipeError):
-            values, differing = recipe.read_lightly(OWN_ARGUMENTS, words)
-            promise(vars(values).keys() >= recipe_hints().keys() >= differing.keys() - {"env"}, "every key is there")
+            values = recipe.read_values(recipe_types(), words)
+            promise(vars(values).keys() == recipe_hints().keys(), "every key is there")
             check_values(values)
 
 
@@ -940,9 +941,10 @@ class _Formatting(logging.Handler):
         record.getMessage()
 
 
-def prepare() -> None:
-    """What this process needs besides the targets: no messages, and no reading of TRL's sources at every input."""
-    trl_arguments.read_arguments = read_arguments
+def prepare(name: str) -> None:
+    """What this process needs besides the targets: no messages, and TRL loaded before time is measured."""
+    if name == "recipe":
+        recipe_hints()
     logger = logging.getLogger("mini_r1")
     logger.handlers, logger.propagate = [_Formatting()], False
     logging.getLogger("tensorboard").disabled = True
@@ -999,7 +1001,7 @@ def fuzz(name: str, seconds: int, seed: int, folder: Path, corpus: Path | None) 
     """Fuzzes in this process, which does not come back."""
     import atheris
 
-    prepare()
+    prepare(name)
     words = folder / "dictionary"
     entries = {"".join(f"\\x{byte:02x}" for byte in encoded(word)[:60]) for word in DICTIONARY[name] if word}
     words.write_text("".join(f'"{entry}"\n' for entry in sorted(entries)))
@@ -1022,7 +1024,7 @@ def fuzz(name: str, seconds: int, seed: int, folder: Path, corpus: Path | None) 
 
 def replay(name: str, path: Path) -> int:
     """Runs one saved input, shows what was made of it, and lets its exception through."""
-    prepare()
+    prepare(name)
     started = time.process_time()
     try:
         TARGETS[name](BytesSource(path.read_bytes()))

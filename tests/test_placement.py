@@ -2,33 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import socket
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from mini_r1.placement import Machine, check_vllm, free_port, parse_devices, plan, this_machine
+from conftest import ACCELERATE_CONFIGS
+from mini_r1.placement import Machine, check_vllm, free_port, parse_devices, plan, planned_machine, this_machine
 from mini_r1.recipe import RecipeError
 
 VLLM = ("vllm", "0.31.0")
-FOUR = Machine(gpus=("0", "1", "2", "3"), processes=3, local_processes=3, strategy="DeepSpeed ZeRO-3")
+FOUR = Machine(gpus=("0", "1", "2", "3"), processes=3, local_processes=3, zero_stage=3)
 
 
 def values(**changed: object) -> SimpleNamespace:
     """TRL's and this project's defaults for the keys that placement reads."""
     defaults = {
-        "use_cpu": False, "use_vllm": True, "vllm_mode": "server", "vllm_device": "auto", "vllm_server_base_url": None,
-        "vllm_server_host": "0.0.0.0", "vllm_server_port": 8000, "vllm_gpu_memory_utilization": 0.9,
-        "vllm_tensor_parallel_size": 1, "vllm_enable_sleep_mode": False, "vllm_weight_transfer": "auto",
-        "vllm_server_timeout": 240.0, "ddp_timeout": 1800, "use_peft": False,
-    }  # fmt: skip
+        "use_cpu": False,
+        "use_vllm": True,
+        "vllm_mode": "server",
+        "vllm_device": "auto",
+        "vllm_server_base_url": None,
+        "vllm_server_host": "0.0.0.0",
+        "vllm_server_port": 8000,
+        "vllm_gpu_memory_utilization": 0.9,
+        "vllm_tensor_parallel_size": 1,
+        "vllm_enable_sleep_mode": False,
+        "vllm_weight_transfer": "auto",
+        "vllm_server_timeout": 240.0,
+        "ddp_timeout": 1800,
+        "eval_strategy": "no",
+        "use_peft": False,
+    }
     return SimpleNamespace(**{**defaults, **changed})
 
 
 def gpus(total: int, processes: int, **changed: object) -> Machine:
-    return Machine(**{
-        "gpus": tuple(map(str, range(total))), "processes": processes, "local_processes": processes, **changed,
-    })  # fmt: skip
+    described = {"gpus": tuple(map(str, range(total))), "processes": processes, "local_processes": processes}
+    return Machine(**{**described, **changed})
 
 
 @pytest.mark.parametrize(("changed", "machine", "expected"), [
@@ -156,18 +171,159 @@ def test_without_vllm_nothing_about_vllm_is_checked():
     assert plan(values(use_vllm=False, vllm_device="nonsense"), gpus(1, 1), None).generation == "transformers"
 
 
-@pytest.mark.parametrize(("environment", "count", "expected"), [
-    pytest.param({}, 2, Machine(gpus=("0", "1")), id="plain python"),
-    pytest.param({"CUDA_VISIBLE_DEVICES": "4,6"}, 2, Machine(gpus=("4", "6")), id="a part of the machine"),
-    pytest.param({"CUDA_VISIBLE_DEVICES": "4,9"}, 1, Machine(gpus=("0",)), id="a variable that does not fit"),
-    pytest.param({"WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3", "ACCELERATE_USE_DEEPSPEED": "true",
-                  "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, 4, FOUR, id="the article's launch"),
-    pytest.param({"WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8", "GROUP_WORLD_SIZE": "2", "GROUP_RANK": "1", "RANK": "8"},
-                 8, Machine(tuple("01234567"), 16, 8, 2, False, False, "data parallel"),
-                 id="the second of two machines"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("environment", "count", "expected"),
+    [
+        pytest.param({}, 2, Machine(("0", "1"), (80e9, 80e9)), id="plain python"),
+        pytest.param({"CUDA_VISIBLE_DEVICES": "4,6"}, 2, Machine(("4", "6"), (80e9, 80e9)), id="a part of the machine"),
+        pytest.param({"CUDA_VISIBLE_DEVICES": "4,9"}, 1, Machine(("0",), (80e9,)), id="a variable that does not fit"),
+        pytest.param(
+            {
+                "WORLD_SIZE": "3",
+                "LOCAL_WORLD_SIZE": "3",
+                "ACCELERATE_USE_DEEPSPEED": "true",
+                "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3",
+            },
+            4,
+            replace(FOUR, gpu_memory=(80e9,) * 4),
+            id="the article's launch",
+        ),
+        pytest.param(
+            {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
+            1,
+            Machine(("0",), (80e9,), fsdp_version=2),
+            id="FSDP2",
+        ),
+        pytest.param(
+            {
+                "WORLD_SIZE": "16",
+                "LOCAL_WORLD_SIZE": "8",
+                "GROUP_WORLD_SIZE": "2",
+                "GROUP_RANK": "1",
+                "RANK": "8",
+            },
+            8,
+            Machine(tuple("01234567"), (80e9,) * 8, 16, 8, 2, False, False),
+            id="the second of two machines",
+        ),
+    ],
+)
 def test_what_the_launcher_says(environment: dict, count: int, expected: Machine):
-    assert this_machine(count, environment) == expected
+    assert this_machine([80e9] * count, environment) == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        pytest.param({"zero_optimization": {"stage": 3}}, (3, False), id="ZeRO-3"),
+        pytest.param({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}, (2, True), id="off"),
+        pytest.param({}, (0, False), id="no ZeRO"),
+    ],
+)
+def test_deepspeeds_own_configuration_is_read(config: dict, expected: tuple, tmp_path: Path):
+    file = tmp_path / "deepspeed.json"
+    environment = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(file)}
+    with pytest.raises(RecipeError, match=r"cannot read DeepSpeed's configuration .*deepspeed\.json"):
+        this_machine([80e9], environment)
+    file.write_text(json.dumps(config))
+    machine = this_machine([80e9], environment)
+    assert (machine.zero_stage, machine.offloads) == expected
+
+
+# ---- a machine that is planned for ---------------------------------------------------------------------------------
+
+
+def launch(plan_for: str, file: str | None = None, processes: int | None = None, **changed: object) -> Machine:
+    plan_with = str(ACCELERATE_CONFIGS / file) if file else None
+    return planned_machine(values(plan_for=plan_for, plan_with=plan_with, plan_processes=processes, **changed))
+
+
+@pytest.mark.parametrize(
+    ("machine", "expected"),
+    [
+        pytest.param(launch("1x24", use_vllm=False), (1, 1, 1, 1, "one process"), id="one GPU"),
+        pytest.param(launch("4x80"), (1, 4, 3, 3, "data parallel"), id="one GPU for the server"),
+        pytest.param(launch("4x80", vllm_tensor_parallel_size=2), (1, 4, 2, 2, "data parallel"), id="two for it"),
+        pytest.param(launch("4x80", vllm_device="none"), (1, 4, 4, 4, "data parallel"), id="a server elsewhere"),
+        pytest.param(launch("4x80", vllm_mode="colocate"), (1, 4, 4, 4, "data parallel"), id="colocated"),
+        pytest.param(launch("2x8x80"), (2, 8, 14, 7, "data parallel"), id="as many on each machine"),
+        pytest.param(launch("4x80", "deepspeed_zero3.yaml"), (1, 4, 3, 3, "DeepSpeed ZeRO-3"), id="the file's three"),
+        pytest.param(launch("8x80", "deepspeed_zero1.yaml", 8), (1, 8, 8, 8, "DeepSpeed ZeRO-1"), id="more than its"),
+        pytest.param(launch("8x80", "fsdp.yaml"), (1, 8, 3, 3, "FSDP2"), id="FSDP"),
+        pytest.param(launch("1x80", "single_gpu.yaml"), (1, 1, 1, 1, "one process"), id="the file for one GPU"),
+        pytest.param(
+            launch("2x8x80", "deepspeed_zero3_multinode.yaml"), (2, 8, 16, 8, "DeepSpeed ZeRO-3"), id="two machines"
+        ),
+    ],
+)
+def test_what_a_launch_there_would_say(machine: Machine, expected: tuple):
+    assert (
+        machine.machines,
+        len(machine.gpus),
+        machine.processes,
+        machine.local_processes,
+        machine.strategy,
+    ) == expected
+    assert not machine.is_here
+    assert machine.is_assumed == (machine.strategy == "data parallel")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "changed", "message"),
+    [
+        *(
+            pytest.param((text,), {}, f"such as 2x8x80, got '{text}'", id=f"bad text: {text}")
+            for text in ("", "80", "4 x 80", "0x80", "4x0", "4x80GB", "2x2x8x80", "4x-80", "x80")
+        ),
+        pytest.param(("4x80",), {"use_cpu": True}, "this recipe says use_cpu: true", id="a recipe for the CPU"),
+        pytest.param(("4x80", "cpu.yaml"), {}, "cpu.yaml says use_cpu: true", id="a launch on the CPU"),
+        pytest.param(("4x80", "nowhere.yaml"), {}, "nowhere.yaml", id="no such file"),
+        pytest.param(("4x80", "../../receipes/sft-tiny-countdown.yaml"), {}, "no file of accelerate's", id="a recipe"),
+        pytest.param(
+            ("2x8x80", "deepspeed_zero3.yaml"), {}, "says num_machines: 1: make them", id="one machine of two"
+        ),
+        pytest.param(("4x80", "deepspeed_zero3_multinode.yaml"), {}, "says num_machines: 2", id="two machines of one"),
+        pytest.param(("2x8x80", None, 15), {}, "each of 2 machines, got 15", id="processes that two cannot share"),
+        pytest.param(("4x80", None, 0), {}, "must be the number of training processes", id="no process"),
+    ],
+)
+def test_what_is_no_launch_there(arguments: tuple, changed: dict, message: str):
+    with pytest.raises(RecipeError) as caught:
+        launch(*arguments, **changed)
+    assert message in str(caught.value)
+
+
+def test_more_processes_than_gpus_there():
+    machine = launch("2x80", "deepspeed_zero3.yaml")
+    with pytest.raises(RecipeError, match="shows 2 GPUs: set plan_processes: 2 or fewer, or plan for more GPUs"):
+        plan(values(), machine, None)
+
+
+# ---- ZeRO-3 --------------------------------------------------------------------------------------------------------
+
+SLEEPING = {"vllm_mode": "colocate", "vllm_enable_sleep_mode": True, "eval_strategy": "steps"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "zero_stage", "works"),
+    [
+        pytest.param({}, 3, False, id="all of it"),
+        pytest.param({"vllm_enable_sleep_mode": False}, 3, True, id="awake"),
+        pytest.param({"eval_strategy": "no"}, 3, True, id="no evaluation"),
+        pytest.param({"vllm_mode": "server"}, 3, True, id="a server"),
+        pytest.param({}, 1, True, id="ZeRO-1"),
+        pytest.param({}, None, True, id="no DeepSpeed"),
+    ],
+)
+def test_sleeping_engines_an_evaluation_and_zero_3_do_not_go_together(
+    changed: dict, zero_stage: int | None, works: bool
+):
+    settings, machine = values(**{**SLEEPING, **changed}), gpus(4, 3, zero_stage=zero_stage)
+    outcome = contextlib.nullcontext()
+    if not works:
+        outcome = pytest.raises(RecipeError, match=r'sleep_mode: false, .*zero1\.yaml\), or set eval_strategy: "no"')
+    with outcome:
+        plan(settings, machine, VLLM)
 
 
 def test_devices():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 from pathlib import Path
@@ -11,8 +12,8 @@ import yaml
 
 from conftest import ACCELERATE_CONFIGS, ROOT
 from mini_r1 import recipe
-from mini_r1.placement import Machine, Placement, plan
-from mini_r1.plan import check_evaluation, check_software
+from mini_r1.placement import Machine, plan
+from mini_r1.plan import as_if_there
 from mini_r1.vllm_server import serve_command
 
 pytestmark = pytest.mark.slow
@@ -36,14 +37,15 @@ def processes_of(words: list[str]) -> int:
     return int(yaml.safe_load((ROOT / words[words.index("--config_file") + 1]).read_text())["num_processes"])
 
 
-def parse_all(path: Path, *overrides: str) -> tuple:
+def parse_all(path: Path, *overrides: str, processes: int = 1) -> tuple:
+    """A recipe for the CPU as it is here, any other as on a machine that has the GPUs."""
     from trl import GRPOConfig, ModelConfig
 
     from run_r1_grpo import OWN_ARGUMENTS, check_values
 
-    # use_cpu: TRL refuses `bf16` on a machine without a GPU otherwise.
-    argv = ["--config", str(path), "--use_cpu", "true", *overrides]
-    return recipe.parse((ModelConfig, *OWN_ARGUMENTS, GRPOConfig), argv, check_values)
+    there = ["--plan_for", f"{processes}x80", "--plan_processes", str(processes)]
+    argv = ["--config", str(path), *([] if "use_cpu: true" in path.read_text() else there), *overrides]
+    return recipe.parse((ModelConfig, *OWN_ARGUMENTS, GRPOConfig), argv, check_values, as_if_there)
 
 
 def parse_grpo(path: Path, *overrides: str) -> tuple:
@@ -76,21 +78,16 @@ def test_header_names_hardware_and_a_launch_line_with_files_that_exist(path: Pat
 
 
 @pytest.mark.parametrize("path", GRPO, ids=lambda path: path.name)
-def test_grpo_recipe_parses_and_its_batch_is_whole_groups(path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_grpo_recipe_parses_and_its_batch_is_whole_groups(path: Path):
     processes = processes_of(launch_line(path))
-    *groups, args = parse_all(path)  # every key is known and every value has the right type
-    model_args = groups[0]
+    model_args, *_, args = parse_all(path, processes=processes)  # keys are known, values have the right type
     assert model_args.model_name_or_path
     assert args.report_to == ["tensorboard"]
     completions = args.per_device_train_batch_size * processes * args.gradient_accumulation_steps
-    assert completions % args.num_generations == 0
+    assert args.generation_batch_size == completions
     stated = re.search(r"= (\d+) completions = (\d+) puzzles x (\d+) generations", path.read_text())
     assert stated, "the header states the batch"
     assert [int(n) for n in stated.groups()] == [completions, completions // args.num_generations, args.num_generations]
-    monkeypatch.setenv("WORLD_SIZE", str(processes))
-    from run_r1_grpo import check_values
-
-    check_values(recipe.merged(*groups, args))
 
 
 # Where each recipe's header says it runs: GPUs of the machine, training processes, who generates on which GPUs.
@@ -108,8 +105,7 @@ def test_recipe_fits_the_machine_that_its_header_names(name: str, gpus: int, pro
     path = ROOT / "receipes" / name
     assert processes_of(launch_line(path)) == processes
     values = recipe.merged(*parse_all(path))
-    values.use_cpu = gpus == 0
-    machine = Machine(tuple(map(str, range(gpus))), processes, processes)
+    machine = Machine(tuple(map(str, range(gpus))), processes=processes, local_processes=processes)
     placement = plan(values, machine, ("vllm", "0.31.0"))
     assert (placement.generation, placement.server_gpus) == expected
     assert not [line for line in placement.lines if "note:" in line]
@@ -140,8 +136,7 @@ def test_every_grpo_recipe_has_a_topology():
 ])  # fmt: skip
 def test_the_command_line_that_a_recipe_makes(name: str, overrides: list[str], expected: str):
     values = recipe.merged(*parse_all(ROOT / "receipes" / name, *overrides))
-    values.use_cpu = False
-    placement = plan(values, Machine(("0", "1", "2", "3"), 3, 3), ("vllm", "0.31.0"))
+    placement = plan(values, Machine(("0", "1", "2", "3"), processes=3, local_processes=3), ("vllm", "0.31.0"))
     words = serve_command(values, placement, "127.0.0.1", 8000, python="/env/bin/python")
     assert shlex.join(words) == f"/env/bin/{expected}"
 
@@ -187,42 +182,41 @@ def test_command_line_overrides_the_recipe():
     assert (args.max_steps, script_args.sample_share) == (7, 0.5)
 
 
-@pytest.mark.parametrize(("per_device", "generations", "strategy", "works"), [
-    (12, 8, "steps", False), (12, 8, "epoch", False), (12, 8, "no", True), (16, 8, "steps", True),
-    (4, 8, "steps", False), (4, 0, "steps", False), (7, 1, "steps", True),
-])  # fmt: skip
-def test_the_plan_refuses_the_evaluation_batches_that_trl_refuses(
-    per_device: int, generations: int, strategy: str, works: bool
+@pytest.mark.parametrize(
+    ("per_device", "generations", "strategy", "works"),
+    [
+        (12, 8, "steps", False),
+        (12, 8, "epoch", False),
+        (12, 8, "no", True),
+        (16, 8, "steps", True),
+        (4, 8, "steps", False),
+        (4, 0, "steps", False),
+        (7, 1, "steps", True),
+    ],
+)
+@pytest.mark.parametrize("ours", [True, False], ids=["our line", "TRL's own check"])
+def test_evaluation_batches_that_trl_refuses_are_refused_before(
+    per_device: int, generations: int, strategy: str, works: bool, ours: bool
 ):
-    from run_r1_grpo import OWN_ARGUMENTS
+    from trl import GRPOConfig, ModelConfig
 
-    overrides = ["--per_device_eval_batch_size", str(per_device), "--num_generations_eval", str(generations),
-                 "--eval_strategy", strategy]  # fmt: skip
-    path = ROOT / "receipes" / "grpo-tiny-countdown-cpu.yaml"
-    values, _ = recipe.read_lightly(OWN_ARGUMENTS, ["--config", str(path), *overrides])
-    outcomes = []
-    for attempt in (lambda: parse_grpo(path, *overrides), lambda: check_evaluation(values, processes=1)):
-        try:
-            attempt()
-            outcomes.append(True)
-        except recipe.RecipeError:
-            outcomes.append(False)
-    assert outcomes == [works, works]
+    from run_r1_grpo import OWN_ARGUMENTS, check_values
+
+    argv = ["--config", str(ROOT / "receipes" / "grpo-tiny-countdown-cpu.yaml"), "--eval_strategy", strategy]
+    argv += ["--per_device_eval_batch_size", str(per_device), "--num_generations_eval", str(generations)]
+    outcome = contextlib.nullcontext()
+    if not works:
+        outcome = pytest.raises(recipe.RecipeError, match="eval_batch_size to a multiple" if ours else "must be divis")
+    with outcome:
+        recipe.parse((ModelConfig, *OWN_ARGUMENTS, GRPOConfig), argv, check_values if ours else None)
 
 
-def test_plan_and_run_refuse_bf16_that_is_left_out_on_the_cpu(tmp_path: Path):
-    """TRL's default is true where a GPU is; the plan reads the recipe before TRL has filled that in."""
-    from run_r1_grpo import OWN_ARGUMENTS
-
+def test_bf16_that_is_left_out_is_refused_on_the_cpu(tmp_path: Path):
     text = (ROOT / "receipes" / "grpo-tiny-countdown-cpu.yaml").read_text()
     path = tmp_path / "recipe.yaml"
     path.write_text(text.replace("bf16: false\n", ""))
-    light, _ = recipe.read_lightly(OWN_ARGUMENTS, ["--config", str(path)])
-    real = recipe.merged(*parse_all(path))
-    assert (light.bf16, real.bf16) == (None, True)
-    for values in (light, real):
-        with pytest.raises(recipe.RecipeError, match="write bf16: false"):
-            check_software(values, Placement("transformers", on_cpu=True))
+    with pytest.raises(recipe.RecipeError, match=r"left out for true\): write bf16: false"):
+        parse_all(path)
 
 
 @pytest.mark.parametrize("path", sorted(ACCELERATE_CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
@@ -290,7 +284,7 @@ def test_bad_recipe_is_refused_in_one_line(text: str, message: str, tmp_path: Pa
     pytest.param(["--max_step", "3"], "unknown --max_step; did you mean --max_steps?", id="unknown flag"),
     pytest.param(["--max_steps", "few"], "max_steps", id="wrong type"),
     pytest.param(["--config"], "--config needs the path", id="no recipe after --config"),
-    pytest.param(["--config", "nowhere.yaml"], "cannot read the recipe nowhere.yaml", id="no such recipe"),
+    pytest.param(["--config", "nowhere.yaml"], "cannot read nowhere.yaml", id="no such recipe"),
     pytest.param([], "model_name_or_path must be", id="nothing at all"),
 ])  # fmt: skip
 def test_bad_command_line_is_refused(arguments: list[str], message: str):

@@ -64,6 +64,7 @@ def test_a_recipe_cannot_make_objects(tmp_path: Path):
     assert not (tmp_path / "trace").exists()
 
 
+@pytest.mark.slow
 def test_error_lines_carry_no_escape_sequences(tmp_path: Path):
     path = tmp_path / "recipe.yaml"
     path.write_text(TINY_RECIPE.read_text() + '"\\e]0;owned\\a\\e[2J": 1\n')

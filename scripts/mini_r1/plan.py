@@ -1,7 +1,8 @@
 """What a run will do and need, said before it starts: batch, memory, disk, time, destination, and departures.
 
-Arithmetic on the recipe and on what is there; no torch, no model. Memory figures are estimates from the model's shape
-(`tests/test_plan.py` holds one of them against the peak of a real run); they leave out what a library may add.
+Arithmetic on the recipe, on what is there, or on the machine that `plan_for` names; no model is loaded. Memory figures
+are estimates from the model's shape (`tests/test_plan.py` holds one of them against the peak of a real run); they leave
+out what a library may add.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ import shutil
 import struct
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
-from mini_r1.placement import Machine, Placement
-from mini_r1.recipe import RecipeError
+from mini_r1.placement import Machine, Placement, training_processes
+from mini_r1.recipe import RecipeError, masked
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +38,44 @@ _PROCESS = 0.8 * GB
 _WORKING_LAYERS = 3
 # TRL computes log-probabilities in tiles of so many tokens by so many words of the vocabulary.
 _TILE_TOKENS, _TILE_WORDS = 4096, 32_768
+# Keys that the plan's last line leaves out: shown elsewhere, or about the plan itself.
+_NOT_SHOWN = ("output_dir", "model_name_or_path", "dry_run", "plan_", "hub_checks", "resume_from_checkpoint")
+
+
+@contextmanager
+def as_if_there(values: Any) -> Iterator[None]:
+    """Within it, GRPOConfig is made as on the machine of `plan_for`; without that key, as ever.
+
+    Patches exactly the names by which transformers' TrainingArguments (5.17) asks the machine; TRL's GRPOConfig (1.16)
+    asks through them.
+
+    Args:
+        values: the recipe's keys as attributes.
+    """
+    if values.plan_for is None:
+        yield
+        return
+    import torch
+    from accelerate import DistributedType
+
+    state = SimpleNamespace(
+        num_processes=training_processes(values),
+        process_index=0,
+        local_process_index=0,
+        device=torch.device("cuda"),  # only a name; nothing is put there
+        distributed_type=DistributedType.MULTI_GPU,  # any but NO, for which a CUDA device is chosen
+    )
+    answers: dict[str, Any] = {
+        "PartialState": lambda **_: state,  # joins the process group, chooses the device, counts the processes
+        "is_torch_bf16_gpu_available": lambda: True,
+        "is_torch_tf32_available": lambda: True,
+        "enable_tf32": lambda enable: None,  # a switch of this machine's torch
+    }
+    # This process's launcher speaks of this machine. What the other's would say of ZeRO is in `planned_machine`;
+    # GRPOConfig would make DeepSpeed's plugin of it, which needs DeepSpeed and holds nothing that a plan reads.
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
+    with mock.patch.multiple("transformers.training_args", **answers), mock.patch.dict(os.environ, kept, clear=True):
+        yield
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -156,45 +198,50 @@ class Batch:
 def batch_of(values: Any, processes: int) -> Batch:
     """B completions = P puzzles x G generations, as TRL computes them. Raises RecipeError when groups do not fit."""
     per_round = values.per_device_train_batch_size * processes
+    es = "es" if processes > 1 else ""
     if values.generation_batch_size:
-        per_generation = values.generation_batch_size
+        per_generation, origin = values.generation_batch_size, "generation_batch_size"
         if per_generation % per_round:
             raise RecipeError(
                 f"generation_batch_size ({per_generation}) must be a multiple of per_device_train_batch_size x "
                 f"processes ({per_round})"
             )
     else:
-        per_generation = per_round * (values.steps_per_generation or values.gradient_accumulation_steps)
+        rounds = "steps_per_generation" if values.steps_per_generation else "gradient_accumulation_steps"
+        per_generation = per_round * getattr(values, rounds)
+        origin = (
+            f"per_device_train_batch_size ({values.per_device_train_batch_size}) x {processes} process{es} x "
+            f"{rounds} ({getattr(values, rounds)})"
+        )
     if per_generation % values.num_generations:
         raise RecipeError(
-            f"{per_generation} completions per generation are no multiple of num_generations ({values.num_generations})"
+            f"{origin} makes {per_generation} completions per generation, which is no multiple of num_generations "
+            f"({values.num_generations}): change one of them"
         )
-    origin = (
-        f"{values.per_device_train_batch_size} per device x {processes} process{'es' if processes > 1 else ''} x "
-        f"{values.gradient_accumulation_steps} accumulation steps"
+    return Batch(
+        per_step=per_round * values.gradient_accumulation_steps,
+        per_generation=per_generation,
+        generations=values.num_generations,
+        tokens_per_completion=values.max_prompt_tokens + values.max_completion_length,
+        origin=f"{values.per_device_train_batch_size} per device x {processes} process{es} x "
+        f"{values.gradient_accumulation_steps} accumulation steps",
     )
-    return Batch(per_round * values.gradient_accumulation_steps, per_generation, values.num_generations,
-                 values.max_prompt_tokens + values.max_completion_length, origin)  # fmt: skip
 
 
-def check_evaluation(values: Any, processes: int, held_out: int | None = None) -> None:
-    """Refuses evaluations whose batches cannot be whole groups, or for which there are too few puzzles.
-
-    The first is GRPOConfig's rule, the second that of the run, which makes a batch smaller where puzzles are few.
+def evaluation_batch(values: Any, processes: int, puzzles: int) -> int:
+    """Completions per device in an evaluation batch: what the recipe says, or less where there are few puzzles.
 
     Args:
         values: the recipe's keys as attributes.
         processes: training processes on all machines together.
-        held_out: how many puzzles are held out; None before they are there, when only what the recipe says counts.
+        puzzles: how many there are to evaluate on.
 
     Raises:
-        RecipeError: with the change to make.
+        RecipeError: when batches cannot be whole groups (GRPOConfig's rule), or there are too few puzzles for a batch
+            that all processes share alike; with the change to make.
     """
-    if getattr(values.eval_strategy, "value", values.eval_strategy) == "no":
-        return
     key = "num_generations_eval" if values.num_generations_eval else "num_generations"
-    generations = getattr(values, key)
-    per_device = values.per_device_eval_batch_size
+    generations, per_device = getattr(values, key), values.per_device_eval_batch_size
     es = "es" if processes > 1 else ""
     if per_device * processes % generations:
         raise RecipeError(
@@ -203,15 +250,36 @@ def check_evaluation(values: Any, processes: int, held_out: int | None = None) -
             f"per_device_eval_batch_size to a multiple of {generations // math.gcd(generations, processes)}, or "
             f'eval_strategy: "no"'
         )
-    if held_out is None:
-        held_out = values.eval_puzzles if values.held_out_puzzles else 0
-    available = min(held_out, values.eval_puzzles)
-    needed = processes // math.gcd(generations, processes)  # the smallest batch that all processes share alike
-    if available < needed:
+    for smaller in range(per_device, 0, -1):
+        puzzles_per_batch, rest = divmod(smaller * processes, generations)
+        if rest == 0 and 0 < puzzles_per_batch <= puzzles:
+            return smaller
+    raise RecipeError(
+        f"{puzzles} held-out puzzles to evaluate on are fewer than in the smallest batch of {processes} process{es}, "
+        f"{processes // math.gcd(generations, processes)}: raise held_out_puzzles, eval_puzzles or dataset_rows, or "
+        f'set eval_strategy: "no"'
+    )
+
+
+def check_puzzles(values: Any, processes: int, train: int, held_out: int) -> None:
+    """Refuses too few puzzles for a step, or for an evaluation.
+
+    Args:
+        values: the recipe's keys as attributes.
+        processes: training processes on all machines together.
+        train, held_out: how many puzzles there are.
+
+    Raises:
+        RecipeError: with the change to make.
+    """
+    needed = batch_of(values, processes).per_generation // values.num_generations
+    if train < needed:
         raise RecipeError(
-            f"{available} held-out puzzles to evaluate on are fewer than in the smallest batch of {processes} "
-            f'process{es}, {needed}: raise held_out_puzzles, eval_puzzles or dataset_rows, or set eval_strategy: "no"'
+            f"{train} puzzles to train on are fewer than one step's {needed}: raise dataset_rows or max_prompt_tokens, "
+            f"or lower per_device_train_batch_size or gradient_accumulation_steps"
         )
+    if values.eval_strategy != "no":
+        evaluation_batch(values, processes, min(held_out, values.eval_puzzles))
 
 
 def _bytes_of(dtype: str | None) -> int:
@@ -223,9 +291,7 @@ def uses_bf16(values: Any) -> bool:
     return not values.fp16 if values.bf16 is None else bool(values.bf16)
 
 
-def memory_of(
-    values: Any, shape: ModelShape, batch: Batch, machine: Machine, where: Placement, environment: Mapping[str, str]
-) -> dict[str, float]:
+def memory_of(values: Any, shape: ModelShape, batch: Batch, machine: Machine, where: Placement) -> dict[str, float]:
     """Bytes that each training process needs at its peak, by purpose.
 
     Args:
@@ -233,21 +299,17 @@ def memory_of(
         shape: the model.
         batch: what `batch_of` returned.
         machine, where: the topology.
-        environment: the launcher's variables.
 
     Returns:
         Purpose -> bytes. On the CPU the processes share the machine's memory; on GPUs each has one.
     """
-    deepspeed = environment.get("ACCELERATE_USE_DEEPSPEED") == "true"
-    stage = int(environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "0")) if deepspeed else 0
-    fsdp = environment.get("ACCELERATE_USE_FSDP") == "true"
-    world = machine.processes
+    stage, fsdp, world = machine.zero_stage or 0, machine.fsdp_version is not None, machine.processes
     weight = _bytes_of(values.dtype)
     compute = 2 if uses_bf16(values) or values.fp16 else weight
     shards = world if stage == 3 or fsdp else 1
     trained = adapter_parameters(values, shape) if values.use_peft else shape.parameters
     trained_bytes = 4 if values.use_peft else weight
-    masters = 4 if deepspeed and trained_bytes == 2 else 0
+    masters = 4 if machine.zero_stage is not None and trained_bytes == 2 else 0
     memory = {
         "weights": shape.parameters * weight / shards + (trained * 4 if values.use_peft else 0),
         "gradients": trained * trained_bytes / (world if stage >= 2 or fsdp else 1),
@@ -274,11 +336,16 @@ def memory_of(
         memory["activations"] = max(memory["activations"], float(cache))
     elif where.generation == "colocate":
         if where.on_cpu:
-            memory["vLLM"] = shape.parameters * 4 + int(environment.get("VLLM_CPU_KVCACHE_SPACE", "1")) * 2**30
+            memory["vLLM"] = _vllm_on_cpu(shape)
         elif not values.vllm_enable_sleep_mode:
             memory["vLLM"] = 0.0  # its share depends on the GPU; `check_memory` adds it
     memory["process"] = _PROCESS if where.on_cpu else _GPU_OVERHEAD
     return memory
+
+
+def _vllm_on_cpu(shape: ModelShape) -> float:
+    """Bytes of vLLM's weights and KV cache in main memory."""
+    return shape.parameters * 4 + int(os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1")) * 2**30
 
 
 def adapter_parameters(values: Any, shape: ModelShape) -> int:
@@ -292,48 +359,24 @@ def adapter_parameters(values: Any, shape: ModelShape) -> int:
     return int(values.lora_r) * shape.layers * sum(a + b for a, b in sizes)
 
 
-@dataclass(frozen=True)
-class Device:
-    """A GPU: its name and its memory in bytes."""
-
-    name: str
-    total: float
-
-
-def find_gpus(environment: Mapping[str, str] = os.environ) -> list[Device]:
-    """The visible NVIDIA GPUs, asked from the driver without loading torch; none where there is no driver."""
-    if shutil.which("nvidia-smi") is None:
-        return []
-    query = ["nvidia-smi", "--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits"]
-    try:
-        lines = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()
-    except (OSError, subprocess.SubprocessError):
-        return []
-    found = {}
-    for line in lines:
-        index, uuid, name, total = (part.strip() for part in line.split(","))
-        # Machines whose GPU shares the main memory name no size.
-        found[index] = found[uuid] = Device(name, float(total) * 2**20 if total.isdigit() else 0.0)
-    visible = environment.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return [device for key, device in found.items() if key.isdigit()]
-    names = [name.strip() for name in visible.split(",") if name.strip()]
-    # CUDA accepts the beginning of a UUID; what is not known, as a part of a GPU (MIG), is there all the same.
-    return [
-        next((device for key, device in found.items() if key == name or (name[:4] == "GPU-" and key.startswith(name))),
-             Device(name, 0.0))
-        for name in names
-    ]  # fmt: skip
-
-
-def gpus_of_torch() -> list[Device]:
-    """The visible GPUs as torch has them, of whatever maker: what a real run goes by."""
+def gpu_memory() -> list[float]:
+    """Bytes of each visible GPU, of whatever maker, as torch has them."""
     import torch
 
-    return [
-        Device(torch.cuda.get_device_name(i), float(torch.cuda.get_device_properties(i).total_memory))
-        for i in range(torch.cuda.device_count())
-    ]
+    # With a driver that is too old, device_count still counts what the driver shows.
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return [float(torch.cuda.get_device_properties(i).total_memory) for i in range(count)]
+
+
+def gpus_of_driver() -> int:
+    """How many NVIDIA GPUs the driver shows, whether torch can use them or not."""
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    try:
+        listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return 0
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
 
 
 def _cpu_memory() -> float:
@@ -344,61 +387,60 @@ def _cpu_memory() -> float:
 
 
 def check_memory(
-    values: Any, memory: dict[str, float], machine: Machine, where: Placement, gpus: Sequence[Device], shape: ModelShape
+    values: Any, memory: dict[str, float], machine: Machine, where: Placement, shape: ModelShape
 ) -> list[str]:
     """The memory lines of the plan.
 
     Raises:
         RecipeError: when what is needed for certain, without activations, is more than there is.
     """
+    taking_turns = 0.0  # bytes that vLLM has while the model does not train
     if where.on_cpu:
         available, there = _cpu_memory(), "free on this machine"
         total = sum(memory.values()) * machine.local_processes
         if where.generation == "own_server":
-            server = shape.parameters * 4 + int(os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1")) * 2**30 + 3 * _PROCESS
+            server = _vllm_on_cpu(shape) + 3 * _PROCESS
             memory = {**memory, "vLLM server": server}
             total += server
     else:
-        available, there = (min(gpu.total for gpu in gpus[: machine.local_processes]), "a GPU") if gpus else (0.0, "")
+        available, there = min(machine.gpu_memory[: machine.local_processes], default=0.0), "a GPU"
         if "vLLM" in memory:
             memory = {**memory, "vLLM": values.vllm_gpu_memory_utilization * available}
         total = sum(memory.values())
-        if where.generation == "colocate" and values.vllm_enable_sleep_mode and available:
-            resting = sum(memory[key] for key in ("weights", "gradients", "optimizer", "process"))
-            resting += memory.get("reference model", 0.0)
-            total = max(total, resting + values.vllm_gpu_memory_utilization * available)
+        if where.generation == "colocate" and values.vllm_enable_sleep_mode:
+            taking_turns = values.vllm_gpu_memory_utilization * available
+            total = max(total, total - memory["activations"] - memory["log-probabilities"] + taking_turns)
     parts = ", ".join(f"{name} {_size(size)}" for name, size in memory.items() if size >= 0.5e6)
-    lines = [f"  memory:     about {_size(total)} of {_size(available)} {there}" if available else
-             f"  memory:     about {_size(total)} a GPU", f"              {parts}"]  # fmt: skip
+    if taking_turns:
+        parts += f"; {_size(taking_turns)} for vLLM while activations and log-probabilities are gone"
+    of_all = f"of {_size(available)} " if available else ""
+    lines = [f"  memory:     about {_size(total)} {of_all}{there}", f"              {parts}"]
     certain = sum(memory[key] for key in ("weights", "gradients", "optimizer"))
     certain = certain * (machine.local_processes if where.on_cpu else 1) + memory.get("vLLM", 0.0)
     # Quantized weights, other optimizers and offloading need less than this arithmetic knows of.
-    plain = not (values.load_in_4bit or values.load_in_8bit) and str(getattr(values.optim, "value", values.optim)) in (
-        "adamw_torch_fused", "adamw_torch"
-    )  # fmt: skip
-    offloads = "cpu" in (os.environ.get("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE"),
-                         os.environ.get("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE"))  # fmt: skip
-    if available and certain > available and plain and not offloads:
+    plain = values.optim in ("adamw_torch_fused", "adamw_torch") and not (values.load_in_4bit or values.load_in_8bit)
+    if available and certain > available and plain and not machine.offloads:
         raise RecipeError(
             f"this run needs {_size(certain)} before a single activation, and there are {_size(available)} ({parts}): "
             f"use a smaller model, use_peft: true, more GPUs with ZeRO-3, or a lower vllm_gpu_memory_utilization"
         )
     if available and total > 0.97 * available:
         lines.append(
-            "              note: that is more than fits; halve per_device_train_batch_size and double "
+            "              WARNING: that is more than fits; halve per_device_train_batch_size and double "
             "gradient_accumulation_steps, or set gradient_checkpointing: true"
         )
-    sizes = [gpu.total for gpu, name in zip(gpus, machine.gpus, strict=False) if name in where.server_gpus]
+    sizes = [size for size, name in zip(machine.gpu_memory, machine.gpus, strict=False) if name in where.server_gpus]
     if where.generation == "own_server" and min(sizes, default=0) > 0:
         weight = _bytes_of(values.vllm_dtype or values.dtype)
         share = values.vllm_gpu_memory_utilization * min(sizes)
         room = share - shape.parameters * weight / values.vllm_tensor_parallel_size
         per_token = shape.cache_elements * weight / values.vllm_tensor_parallel_size
         lines.append(
-            f"  vLLM:       room for {room / per_token / 1e3:.0f} thousand tokens of KV cache a GPU" if room > 0 else
-            f"  vLLM:       note: its weights are more than its {_size(share)} of a GPU; raise "
+            f"  vLLM:       room for {room / per_token / 1e3:.0f} thousand tokens of KV cache a GPU"
+            if room > 0
+            else f"  vLLM:       note: its weights are more than its {_size(share)} of a GPU; raise "
             f"vllm_gpu_memory_utilization or vllm_tensor_parallel_size"
-        )  # fmt: skip
+        )
     return lines
 
 
@@ -419,12 +461,12 @@ def check_output_dir(output_dir: str) -> None:
         raise RecipeError(f"output_dir: cannot write to {output_dir}: {folder}: {error.strerror}") from error
 
 
-def checkpoint_bytes(values: Any, shape: ModelShape, environment: Mapping[str, str]) -> float:
+def checkpoint_bytes(values: Any, shape: ModelShape, machine: Machine) -> float:
     """Bytes of one checkpoint: weights, and the optimizer's moments (with float32 masters under DeepSpeed)."""
     weight = _bytes_of(values.dtype)
     if values.use_peft:
         return adapter_parameters(values, shape) * (4 + 8)
-    masters = 4 if environment.get("ACCELERATE_USE_DEEPSPEED") == "true" else 0
+    masters = 0 if machine.zero_stage is None else 4
     return shape.parameters * (weight + (0 if values.save_only_model else 8 + masters))
 
 
@@ -438,27 +480,29 @@ def _save_count(values: Any) -> int:
     return min(saves, values.save_total_limit + 1) if values.save_total_limit else saves
 
 
-def check_disk(values: Any, shape: ModelShape, environment: Mapping[str, str]) -> list[str]:
+def check_disk(values: Any, shape: ModelShape, machine: Machine) -> list[str]:
     """The disk lines of the plan.
 
     Raises:
-        RecipeError: when not even one checkpoint and the final model fit.
+        RecipeError: when not even one checkpoint and the final model fit on this machine.
     """
+    one, count = checkpoint_bytes(values, shape, machine), _save_count(values)
+    final = adapter_parameters(values, shape) * 4 if values.use_peft else shape.parameters * _bytes_of(values.dtype)
+    needs = f"  disk:       {count} x {_size(one)} for checkpoints at a time, and {_size(final)} for the final model"
+    if not machine.is_here:
+        return [f"{needs}: {_size(one * count + final)} in all, besides what is downloaded"]
     folder = Path(values.output_dir).expanduser().absolute()
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     # A resumed run has written some of them already.
     free += sum(file.stat().st_size for file in folder.glob("checkpoint-*/**/*") if file.is_file())
-    one, count = checkpoint_bytes(values, shape, environment), _save_count(values)
-    final = shape.parameters * _bytes_of(values.dtype)
     if one * min(count, 1) + final > free:
         raise RecipeError(
             f"a checkpoint of {_size(one)} and the final model of {_size(final)} do not fit into the {_size(free)} "
             f"free at {values.output_dir}: make room, choose another output_dir, or set save_only_model: true"
         )
-    lines = [f"  disk:       {count} x {_size(one)} for checkpoints at a time, and {_size(final)} for the final model; "
-             f"{_size(free)} free"]  # fmt: skip
+    lines = [f"{needs}; {_size(free)} free"]
     if one * count + final > free:
         lines.append(
             f"              WARNING: {_size(one * count + final)} are needed in all. After "
@@ -494,19 +538,34 @@ def _size(size: float) -> str:
     return f"{size / GB:.1f} GB" if size >= 0.1 * GB else f"{size / 1e6:.0f} MB"
 
 
-def check_software(values: Any, where: Placement) -> None:
+def check_precision(values: Any) -> None:
+    """Refuses half precision where there is no GPU, before GRPOConfig does. Raises RecipeError."""
+    import torch
+
+    if values.plan_for is not None or not (uses_bf16(values) or values.fp16):
+        return
+    if not values.use_cpu and torch.cuda.is_available():
+        return
+    if not values.use_cpu and (unseen := gpus_of_driver()):
+        reason = (
+            "this torch is a CPU build (`make install-gpu`)"
+            if torch.version.cuda is None
+            else f"the driver is too old for this torch's CUDA {torch.version.cuda}, or CUDA_VISIBLE_DEVICES hides them"
+        )
+        raise RecipeError(f"nvidia-smi shows {unseen} GPU{'s' if unseen > 1 else ''} and torch sees none: {reason}")
+    left_out = " (TRL takes a bf16 that is left out for true)" if values.bf16 is None else ""
+    plan_for = "" if values.use_cpu else " (--plan_for 4x80 plans for such a machine)"
+    raise RecipeError(f"bf16 and fp16 need a GPU{left_out}: write bf16: false, or run this recipe on one{plan_for}")
+
+
+def check_software(values: Any, machine: Machine, where: Placement) -> None:
     """Refuses what the installed packages or the machine cannot do. Raises RecipeError."""
     from importlib.util import find_spec
 
-    if where.on_cpu and (uses_bf16(values) or values.fp16):
-        left_out = " (TRL takes a bf16 that is left out for true)" if values.bf16 is None else ""
-        raise RecipeError(f"bf16 and fp16 need a GPU{left_out}: write bf16: false, or run this recipe on one")
-    if values.bf16 and values.fp16:
-        raise RecipeError("bf16 and fp16 exclude each other: remove one of them")
     if values.attn_implementation == "flash_attention_2":
         if where.on_cpu:
             raise RecipeError("attn_implementation: flash_attention_2 needs a GPU: write sdpa")
-        if find_spec("flash_attn") is None and find_spec("kernels") is None:
+        if machine.is_here and find_spec("flash_attn") is None and find_spec("kernels") is None:
             raise RecipeError(
                 "attn_implementation: flash_attention_2 is not installed: `make install-gpu`, or write sdpa"
             )
@@ -514,45 +573,62 @@ def check_software(values: Any, where: Placement) -> None:
         logger.warning("hub_model_id is set and push_to_hub is not: nothing will be uploaded")
 
 
+def _without_effect(values: Any, machine: Machine) -> list[str]:
+    """Settings that run without an error and learn nothing."""
+    sharded = machine.zero_stage is not None or machine.fsdp_version is not None
+    # Half a unit in the last place of bfloat16 is 4e-5 at |w| = 0.02, and AdamW's step is about the learning rate.
+    if values.dtype != "bfloat16" or values.learning_rate >= 4e-5 or sharded or values.use_peft or machine.is_assumed:
+        return []
+    return [
+        f"  WARNING:    dtype: bfloat16 without DeepSpeed keeps no float32 master weights, so most updates of "
+        f"learning_rate {values.learning_rate:g} round to nothing; set dtype: float32 and bf16: true"
+    ]
+
+
+def _idle(machine: Machine, where: Placement) -> list[str]:
+    """GPUs that would be rented for nothing."""
+    idle = machine.machines * len(machine.gpus) - machine.processes - len(where.server_gpus)
+    if machine.is_here or not idle:
+        return []
+    return [f"  note: {idle} GPU{'s' if idle > 1 else ''} would stay idle; plan_processes sets how many train"]
+
+
 def describe(
     values: Any,
     machine: Machine,
     where: Placement,
-    gpus: Sequence[Device],
-    *,
-    recipe_path: str | None = None,
-    changed: Mapping[str, Any] | None = None,
-    hub_line: str = "  Hub:        nothing is uploaded (push_to_hub: false)",
-    ask_hub: bool = False,
-    environment: Mapping[str, str] = os.environ,
+    given: Mapping[str, Any],
+    recipe_path: str | None,
+    hub_line: str,
+    ask_hub: bool,
 ) -> list[str]:
     """The plan, line by line.
 
     Args:
         values: the recipe's keys as attributes.
         machine, where: what `placement` found and planned.
-        gpus: the visible GPUs.
+        given: keys that differ from the defaults.
         recipe_path: the recipe's file, beside which measured runs are kept.
-        changed: keys that differ from TRL's defaults.
         hub_line: what `hub.describe` says.
         ask_hub: whether the Hub may be asked about the model.
-        environment: the launcher's variables.
 
     Raises:
         RecipeError: for what would fail later; one line with the change to make.
     """
-    check_software(values, where)
-    check_output_dir(values.output_dir)
+    check_software(values, machine, where)
+    if machine.is_here:
+        check_output_dir(values.output_dir)
     batch = batch_of(values, machine.processes)
-    check_evaluation(values, machine.processes)
     rounds = batch.per_step / batch.per_generation
-    generated = (
-        "generated at once" if rounds == 1 else
-        f"generated {batch.per_generation} at a time, once per {1 / rounds:g} steps" if rounds < 1 else
-        f"generated in {rounds:g} rounds"
-    )  # fmt: skip
+    if rounds == 1:
+        generated = "generated at once"
+    elif rounds < 1:
+        generated = f"generated {batch.per_generation} at a time, once per {1 / rounds:g} steps"
+    else:
+        generated = f"generated in {rounds:g} rounds"
     lines = [
         *where.lines,
+        *_idle(machine, where),
         f"  batch:      {batch.origin} = {batch.per_step} completions = {batch.per_step // batch.generations} puzzles "
         f"x {batch.generations} generations a step, {generated}",
         f"  tokens:     at most {batch.per_step * batch.tokens_per_completion} a step ({values.max_prompt_tokens} of "
@@ -560,7 +636,7 @@ def describe(
     ]
     shape = find_shape(values.model_name_or_path, values.model_revision, ask_hub)
     if shape is None:
-        lines.append(f"  memory:     unknown, {values.model_name_or_path} is not downloaded yet")
+        lines.append(f"  memory:     unknown: neither cache nor Hub shows the shape of {values.model_name_or_path}")
     else:
         if shape.context and batch.tokens_per_completion > shape.context:
             raise RecipeError(
@@ -568,12 +644,15 @@ def describe(
                 f"is {shape.context}: lower one of them"
             )
         lines.append(f"  model:      {values.model_name_or_path}, {shape.parameters / 1e6:,.1f} M parameters")
-        memory = memory_of(values, shape, batch, machine, where, environment)
-        lines += check_memory(values, memory, machine, where, gpus, shape)
-        lines += check_disk(values, shape, environment)
-    lines += [_time_line(values, recipe_path), hub_line]
-    if changed:
-        hidden = {"output_dir", "model_name_or_path", "hub_token", "dry_run", "hub_checks", "resume_from_checkpoint"}
-        shown = ", ".join(f"{key} {value}" for key, value in sorted(changed.items()) if key not in hidden)
-        lines.append(f"  not the default: {shown}")
-    return lines
+        memory = memory_of(values, shape, batch, machine, where)
+        lines += check_memory(values, memory, machine, where, shape)
+        lines += check_disk(values, shape, machine)
+    differs = sorted((key, value) for key, value in masked(dict(given)).items() if not key.startswith(_NOT_SHOWN))
+    shown = ", ".join(f"{key} {value}" for key, value in differs)
+    return [
+        *lines,
+        _time_line(values, recipe_path),
+        hub_line,
+        *_without_effect(values, machine),
+        *([f"  not the default: {shown}"] if shown else []),
+    ]

@@ -7,11 +7,9 @@ TRL versions with their successors, and one clear line instead of a page of usag
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import difflib
 import enum
-import itertools
 import math
 import os
 import re
@@ -19,6 +17,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -44,10 +43,6 @@ OLD_RECIPE = (
     "; if this recipe was written for TRL 0.14 or 0.15, batch sizes counted prompts there: they count completions now, "
     "so multiply per_device_train_batch_size by num_generations to keep the run the same"
 )
-# What transformers takes for true and false on a command line.
-_TRUE, _FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
-# A recipe has about a hundred.
-MAX_YAML_VALUES = 10_000
 # Fields whose annotation says text although they take truth values as well.
 TRUTH_VALUE_TOO = ("scale_rewards", "resume_from_checkpoint", "fsdp")
 
@@ -61,6 +56,12 @@ def fail(message: str, code: int = 2) -> NoReturn:
     if is_first_process():
         print(f"error: {masked(printable(' '.join(str(message).split())))}", file=sys.stderr, flush=True)
     raise SystemExit(code)
+
+
+def say(*lines: str) -> None:
+    """Prints lines, by the first process of each node only."""
+    if is_first_process():
+        print(*lines, sep="\n", flush=True)
 
 
 _SECRET = re.compile(r"hf_[\w-]{6,}|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
@@ -171,45 +172,8 @@ def _describe(hint: Any) -> str:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def _written_out(node: Any, sizes: dict[int, float]) -> float:
-    """How many values a YAML node has with every alias written out; what contains itself has infinitely many."""
-    if id(node) not in sizes:
-        sizes[id(node)] = math.inf  # until it is known
-        below = node.value if isinstance(node.value, list) else []
-        parts = (part for item in below for part in (item if isinstance(item, tuple) else (item,)))
-        sizes[id(node)] = 1 + sum(_written_out(part, sizes) for part in parts)
-    return sizes[id(node)]
-
-
-def _plain_values(text: str, loader_class: Any) -> Any:
-    """What YAML means, in time and memory that aliases of aliases cannot multiply.
-
-    Args:
-        text: one document.
-        loader_class: a subclass of `yaml.SafeLoader`, which makes plain values only.
-
-    Raises:
-        ValueError: on anything that is no such document.
-    """
-    import yaml
-
-    try:
-        loader = loader_class(text)
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        if _written_out(node, {}) > MAX_YAML_VALUES:
-            raise ValueError(f"it has more than {MAX_YAML_VALUES} values with its aliases written out")
-        values = loader.construct_document(node)
-        repr(values)  # a message can show whatever it is; not so an octal number of thousands of digits
-        return values
-    # A tag on something else, such as `!!bool 3`, leaves PyYAML as whatever the conversion raised.
-    except (yaml.YAMLError, RecursionError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
-        raise ValueError(str(error)) from error
-
-
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A recipe file as a dict.
+    """A recipe file, or another of `key: value` lines, as a dict.
 
     Raises:
         RecipeError: when it is missing, is not YAML, is not a mapping, or repeats a key.
@@ -229,14 +193,13 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
     UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        recipe = yaml.load(Path(path).read_text(encoding="utf-8"), UniqueKeyLoader)
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot read the recipe {path}: {error}") from error
-    try:
-        recipe = _plain_values(text, UniqueKeyLoader)
+        raise RecipeError(f"cannot read {path}: {error}") from error
     except RecipeError:
         raise
-    except ValueError as error:
+    # A tag on something else, such as `!!bool 3`, leaves PyYAML as whatever the conversion raised.
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise RecipeError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(recipe, dict) or not all(isinstance(key, str) for key in recipe):
         raise RecipeError(f"{path} must hold `key: value` lines")
@@ -296,6 +259,12 @@ def read_values(dataclass_types: Sequence[type], argv: Sequence[str]) -> argpars
     return _read(dataclass_types, argv)[1]
 
 
+def given(dataclass_types: Sequence[type], argv: Sequence[str]) -> dict[str, Any]:
+    """The keys whose values are not the defaults, with these values; arguments and errors as for `read_values`."""
+    defaults = vars(read_values(dataclass_types, []))
+    return {key: value for key, value in vars(read_values(dataclass_types, argv)).items() if value != defaults[key]}
+
+
 def _read(dataclass_types: Sequence[type], argv: Sequence[str]) -> tuple[Any, argparse.Namespace, list[str]]:
     from trl import TrlParser
 
@@ -330,16 +299,24 @@ def _read(dataclass_types: Sequence[type], argv: Sequence[str]) -> tuple[Any, ar
     return parser, namespace, args
 
 
+def path_in(argv: Sequence[str]) -> str | None:
+    """The recipe's file on a command line."""
+    words = _words(argv)
+    return words[words.index("--config") + 1] if "--config" in words[:-1] else None
+
+
 def parse(
     dataclass_types: Sequence[type],
     argv: Sequence[str],
     check: Callable[[argparse.Namespace], None] | None = None,
+    surroundings: Callable[[argparse.Namespace], AbstractContextManager[Any]] = nullcontext,
 ) -> tuple[Any, ...]:
     """Reads `--config RECIPE.yaml` and the overrides after it into instances of the dataclasses, in order.
 
     Args:
         dataclass_types, argv: as for `read_values`.
         check: called with all values, by name, before the dataclasses are made; raises RecipeError on impossible ones.
+        surroundings: called with all values as well; the dataclasses are made within the context that it returns.
 
     Raises:
         RecipeError: on anything that cannot be run; the message names the key.
@@ -348,7 +325,8 @@ def parse(
     if check is not None:  # GRPOConfig has checks of its own, but they speak of derived quantities
         check(namespace)
     try:
-        return parser.parse_args_into_dataclasses(args=args, look_for_args_file=False)
+        with surroundings(namespace):
+            return parser.parse_args_into_dataclasses(args=args, look_for_args_file=False)
     except RecipeError:
         raise
     except (ValueError, TypeError, ImportError, OSError) as error:
@@ -373,123 +351,3 @@ def require_at_least(values: argparse.Namespace, minimum: float, *keys: str, exc
         good = isinstance(value, (int, float)) and (value > minimum if exclusive else value >= minimum)
         expected = "positive" if exclusive and minimum == 0 else f"{minimum:g} or more"
         require(good, key, expected, value)
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Reading without TRL
-# --------------------------------------------------------------------------------------------------------------------
-
-
-def _command_line(words: Sequence[str], hints: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """`--key value` and `--key=value` pairs, values read as YAML would; a list takes all words up to the next key.
-
-    As in TRL's parser, words of a key are joined by `_` or by `-`; a truth value that has a default may stand without
-    a value, and one that is true by default has a `--no_key`, which takes none.
-    """
-    import yaml
-
-    truths = [key for key, hint in hints.items() if hint in (bool, bool | None)]
-    denials = {f"no_{key}": key for key in truths if defaults[key] is True}
-    flags = {f"--{name.replace('_', joint)}": name for name in (*hints, *denials) for joint in "_-"}
-    found: dict[str, Any] = {}
-    rest = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
-    while rest:
-        flag = rest.pop(0)
-        if flag not in flags:
-            close = difflib.get_close_matches(flag, [f"--{name}" for name in hints], n=1)
-            raise RecipeError(f"command line: unknown {flag}" + (f"; did you mean {close[0]}?" if close else ""))
-        key = flags[flag]
-        values = []
-        while rest and not rest[0].startswith("--"):
-            values.append(rest.pop(0))
-        if key in denials:
-            if values:
-                raise RecipeError(f"command line: {flag} takes no value, got {values[0]}")
-            found[denials[key]] = False
-            continue
-        hint = hints[key]
-        if not values and (key not in truths or (hint is not bool and defaults[key] is None)):
-            raise RecipeError(f"command line: {flag} needs a value")
-        parts = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-        is_text = (
-            str in parts
-            and not {int, float, bool} & set(parts)
-            and not any(part is dict or typing.get_origin(part) is dict for part in parts)
-        )
-        try:
-            read = [value if is_text else _plain_values(value, yaml.SafeLoader) for value in values]
-        except ValueError as error:
-            raise RecipeError(f"command line: {flag} cannot be read: {error}") from error
-        if key in truths:
-            truth = {word: word in _TRUE for word in (*_TRUE, *_FALSE)}
-            read = [truth.get(value.lower(), value) for value in values]
-        is_list = typing.get_origin(hints[key]) is list
-        found[key] = True if not read else read if is_list or len(read) > 1 else read[0]
-    return found
-
-
-def path_in(argv: Sequence[str]) -> str | None:
-    """The recipe's file on a command line."""
-    words = _words(argv)
-    return words[words.index("--config") + 1] if "--config" in words[:-1] else None
-
-
-def is_dry_run(argv: Sequence[str]) -> bool:
-    """Whether the command line asks for a plan only."""
-    asked = False
-    path = path_in(argv)
-    with contextlib.suppress(OSError):  # reading the recipe in earnest tells
-        if path is not None and Path(path).is_file():
-            text = Path(path).read_text(errors="replace")
-            asked = bool(re.search(r"^dry_run:\s*(true|yes|on)\b", text, re.M | re.I))
-    for word, following in itertools.pairwise([*argv, ""]):
-        flag, _, value = word.partition("=")
-        if flag in ("--dry_run", "--dry-run"):
-            asked = (value or following).lower() not in ("false", "f", "no", "n", "off", "0")
-    return asked
-
-
-def read_lightly(own_classes: Sequence[type], argv: Sequence[str]) -> tuple[types.SimpleNamespace, dict[str, Any]]:
-    """What `parse` reads, without importing TRL: for a dry run, which must answer at once.
-
-    Args:
-        own_classes: this project's dataclasses; TRL's and transformers' fields are read from their source.
-        argv: the command line without the program's name.
-
-    Returns:
-        All keys as attributes, and those that differ from their default by name.
-
-    Raises:
-        RecipeError: like `parse`, for unknown keys and values of the wrong type.
-    """
-    from mini_r1.trl_arguments import read_arguments
-
-    hints: dict[str, Any] = {}
-    values: dict[str, Any] = {}
-    for key, (hint, default) in read_arguments().items():
-        # Enumerations are Any there; what stands for their members is text.
-        hints[key], values[key] = str if hint is Any and isinstance(default, str) else hint, default
-    for own in own_classes:
-        hints |= typing.get_type_hints(own)
-        values |= {f.name: getattr(own(), f.name) for f in dataclasses.fields(own)}
-    defaults = dict(values)
-    words = _words(argv)
-    if "--config" in words:
-        at = words.index("--config")
-        if at + 1 == len(words):
-            raise RecipeError("command line: --config needs the path of a recipe")
-        recipe = read_yaml(words[at + 1])
-        check_keys_and_types(recipe, hints, source=words[at + 1])
-        _apply_environment(recipe, words[at + 1])
-        values |= recipe
-        del words[at : at + 2]
-    overrides = _command_line(words, hints, defaults)
-    check_keys_and_types(overrides, hints, source="command line")
-    values |= overrides
-    for key, hint in hints.items():  # YAML 1.1 reads 5e-7 as text
-        numeric = hint is float or (typing.get_origin(hint) is types.UnionType and float in typing.get_args(hint))
-        if numeric and isinstance(values[key], str):
-            with contextlib.suppress(ValueError):
-                values[key] = float(values[key])
-    changed = {key: value for key, value in values.items() if value != defaults[key]}
-    return types.SimpleNamespace(**values), changed
