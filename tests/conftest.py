@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+
+from check_gpu import partitioning
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY_MODEL = ROOT / "configs" / "tiny-countdown"
@@ -58,21 +59,8 @@ def flags(**values: object) -> list[str]:
 
 @functools.cache
 def partitioned(config: str) -> Path:
-    """A ZeRO-3 configuration with DeepSpeed's thresholds scaled to the tiny model.
-
-    They count elements, and every tensor of the tiny model is below the default of 100 000: under "ZeRO-3" none of them
-    would ever be partitioned in a forward pass.
-    """
-    values = yaml.safe_load((ACCELERATE_CONFIGS / config).read_text())
-    del values["mixed_precision"]
-    values["deepspeed_config"] = {
-        "deepspeed_multinode_launcher": "standard",
-        "deepspeed_config_file": str(ROOT / "tests" / "data" / "zero3.json"),
-        "zero3_init_flag": True,
-    }
-    path = Path(tempfile.mkdtemp(prefix="mini-r1-test-"), config)
-    path.write_text(yaml.safe_dump(values))
-    return path
+    """A ZeRO-3 configuration under which the tiny model is really partitioned."""
+    return partitioning(ACCELERATE_CONFIGS / config, Path(tempfile.mkdtemp(prefix="mini-r1-test-")), 360_000)
 
 
 class Launcher:

@@ -130,13 +130,6 @@ def test_zero3_on_two_cpu_processes(zero3: Path):
     check_shards(zero3)
 
 
-def test_zero1_on_two_cpu_processes(launcher: Launcher, tmp_path: Path):
-    settings = {**SHARDED, "output_dir": tmp_path / "run", "completion_samples_dir": tmp_path / "samples"}
-    code, output = launcher.run(config="deepspeed_zero1.yaml", **settings)
-    assert code == 0, output
-    check_shards(tmp_path / "run")
-
-
 def test_a_killed_run_of_two_processes_goes_on_exactly(launcher: Launcher, zero3: Path, tmp_path: Path):
     """SIGKILL for the launcher and both ranks under ZeRO-3; the same command ends as a run that was left in peace."""
     run, log = tmp_path / "run", tmp_path / "log"

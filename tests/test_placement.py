@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import socket
 from dataclasses import replace
@@ -297,33 +296,6 @@ def test_more_processes_than_gpus_there():
     machine = launch("2x80", "deepspeed_zero3.yaml")
     with pytest.raises(RecipeError, match="shows 2 GPUs: set plan_processes: 2 or fewer, or plan for more GPUs"):
         plan(values(), machine, None)
-
-
-# ---- ZeRO-3 --------------------------------------------------------------------------------------------------------
-
-SLEEPING = {"vllm_mode": "colocate", "vllm_enable_sleep_mode": True, "eval_strategy": "steps"}
-
-
-@pytest.mark.parametrize(
-    ("changed", "zero_stage", "works"),
-    [
-        pytest.param({}, 3, False, id="all of it"),
-        pytest.param({"vllm_enable_sleep_mode": False}, 3, True, id="awake"),
-        pytest.param({"eval_strategy": "no"}, 3, True, id="no evaluation"),
-        pytest.param({"vllm_mode": "server"}, 3, True, id="a server"),
-        pytest.param({}, 1, True, id="ZeRO-1"),
-        pytest.param({}, None, True, id="no DeepSpeed"),
-    ],
-)
-def test_sleeping_engines_an_evaluation_and_zero_3_do_not_go_together(
-    changed: dict, zero_stage: int | None, works: bool
-):
-    settings, machine = values(**{**SLEEPING, **changed}), gpus(4, 3, zero_stage=zero_stage)
-    outcome = contextlib.nullcontext()
-    if not works:
-        outcome = pytest.raises(RecipeError, match=r'sleep_mode: false, .*zero1\.yaml\), or set eval_strategy: "no"')
-    with outcome:
-        plan(settings, machine, VLLM)
 
 
 def test_devices():

@@ -100,3 +100,27 @@ def test_a_step_is_told_in_one_line():
     assert held_out is not None
     assert held_out.startswith("held-out   15/40 | solved  62% | ")
     assert progress_line({"train_runtime": 3.0}, 40, 40) is None
+
+
+def test_training_goes_on_while_a_checkpoint_reaches_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Syncing tens of GB to a slow disk takes minutes; only then the checkpoint counts."""
+    import threading
+
+    from transformers import TrainerCallback
+
+    from mini_r1 import resumption
+
+    released, seen = threading.Event(), []
+    monkeypatch.setattr(resumption, "_sync", lambda path: released.wait(60))
+    trainer = make_trainer(tmp_path, save_steps=1, max_steps=2)
+
+    class AtTheSecondStep(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                seen.append(resumption.fault_in(tmp_path / "checkpoint-1"))
+                released.set()
+
+    trainer.add_callback(AtTheSecondStep())
+    trainer.train()
+    assert seen == ["it has no manifest.json, so it was cut off while it was written"]
+    assert [resumption.fault_in(tmp_path / f"checkpoint-{step}") for step in (1, 2)] == [None, None]

@@ -25,7 +25,7 @@ def generation_of(model: Any) -> Any:
         yield
 
     generation = RunGeneration.__new__(RunGeneration)
-    generation.model, generation._dist = model, SimpleNamespace(is_fsdp=False, gather_params=whole)
+    generation.model, generation._dist = model, SimpleNamespace(is_fsdp=False, is_zero3=False, gather_params=whole)
     return generation
 
 

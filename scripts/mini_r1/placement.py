@@ -411,14 +411,6 @@ def _colocated(
     asleep = ", asleep during the optimizer step" if values.vllm_enable_sleep_mode else ""
     if on_cpu and values.vllm_enable_sleep_mode:
         raise RecipeError("vllm_enable_sleep_mode: true needs a GPU: remove it on the CPU")
-    if values.vllm_enable_sleep_mode and machine.zero_stage == 3 and values.eval_strategy != "no":
-        # TRL sends new weights before every generation then. An evaluation leaves prefetched ones in flight, and
-        # DeepSpeed's gathering ends in "Cannot partition a param in flight".
-        raise RecipeError(
-            "vllm_enable_sleep_mode: true with ZeRO-3 crashes in the first evaluation (TRL gathers weights that "
-            "DeepSpeed still prefetches): set vllm_enable_sleep_mode: false, launch with ZeRO-1 "
-            '(configs/accelerate_configs/deepspeed_zero1.yaml), or set eval_strategy: "no"'
-        )
     if not on_cpu and not values.vllm_enable_sleep_mode and values.vllm_gpu_memory_utilization > 0.6:
         lines += (
             f"  note: vLLM keeps {values.vllm_gpu_memory_utilization:.0%} of each GPU while the model trains on the "

@@ -45,7 +45,7 @@ class Run:
 def set_up_logging(training_args: Any) -> None:
     """Sends our messages to standard error, once per node, and TensorBoard's files into the run folder."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
-    for name in ("mini_r1", "__main__"):
+    for name in ("mini_r1", "run_r1_grpo", "__main__"):
         logging.getLogger(name).setLevel(logging.INFO if is_first_process() else logging.ERROR)
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(training_args.output_dir, "tensorboard")))
 

@@ -533,19 +533,24 @@ class CountdownGRPOTrainer(GRPOTrainer):
                 raise GuardError(guards.NON_FINITE.format(what="the gradient"))
         return norm
 
-    def _log_gap(self, inputs: dict[str, Any]) -> None:
-        """Logs by how much the log-probabilities of sampling and training differ, in nats a token.
+    def gap_to_sampling(self, inputs: dict[str, Any]) -> torch.Tensor | None:
+        """Mean difference of the log-probabilities of sampling and of the last forward pass, in nats a token.
 
-        They agree only if vLLM samples from the weights that are trained. TRL logs this where its importance-sampling
-        correction is on; here the loss's own forward pass gives it for nothing, in the first step on a generation.
+        They agree only if vLLM sampled from the weights of that forward pass. None without vLLM.
         """
         sampled = inputs.get("sampling_per_token_logps")  # (B, T_c), NaN where vLLM gave none
-        if sampled is None or self.vllm_importance_sampling_correction or not self.model.training:
+        if sampled is None:
+            return None
+        return (self._logps.detach() - sampled).abs()[inputs["completion_mask"].bool()].nanmean()
+
+    def _log_gap(self, inputs: dict[str, Any]) -> None:
+        """Logs the gap where TRL does not: its own figure comes with its importance-sampling correction."""
+        gap = self.gap_to_sampling(inputs)
+        if gap is None or self.vllm_importance_sampling_correction or not self.model.training:
             return
         if self._step % (self.args.steps_per_generation * self.num_iterations) >= self.args.gradient_accumulation_steps:
             return  # the policy has moved on since
-        gap = (self._logps.detach() - sampled).abs()[inputs["completion_mask"].bool()]
-        self._metrics["train"][guards.GAP_METRIC].append(self.accelerator.gather(gap.nanmean()).nanmean().item())
+        self._metrics["train"][guards.GAP_METRIC].append(self.accelerator.gather(gap).nanmean().item())
 
     def stop_unless(self, is_finite: torch.Tensor, what: str) -> None:
         """Raises GuardError on every rank when it is not true on one of them."""

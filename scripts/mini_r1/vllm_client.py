@@ -60,9 +60,13 @@ class RunGeneration(vllm_generation.VLLMGeneration):
         each subtraction stays in the base (huggingface/trl#6688), and whoever holds a view when the iterator ends, as
         vLLM's packer does, gets the bare base. So each merged weight is a tensor of its own here.
         """
+        # A forward pass without a backward one, as in an evaluation, leaves weights whole (FSDP2) or on their way
+        # (ZeRO-3's prefetch), and what follows expects shards.
         for module in self.model.modules():
             if isinstance(module, FSDPModule):
-                module.reshard()  # an evaluation leaves embedding, norm and head whole; TRL expects shards
+                module.reshard()
+        if self._dist.is_zero3 and self.accelerator.deepspeed_engine_wrapped is not None:
+            self.accelerator.deepspeed_engine_wrapped.engine.empty_partition_cache()
         if not is_peft_model(self.model):
             yield from super()._iter_named_params()
             return
