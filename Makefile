@@ -1,6 +1,7 @@
 # Everything a person does with this repository. `make` lists it.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
+.NOTPARALLEL: # two pips at a time would break an environment
 
 PYTHON ?= python3
 VENV ?= .venv

@@ -113,9 +113,10 @@ def bare_machine(ordinary_user: dict) -> Iterator[Path]:
         (folder / part).mkdir()
     for path in (folder, *folder.iterdir()):
         os.chown(path, ordinary_user.get("user", -1), -1)
+    # Root's own Python may lie in root's home, which nobody else may enter.
+    places = f"{sys.base_prefix}/bin:{os.environ['PATH']}" if os.geteuid() else "/usr/bin:/bin"
     for tool in TOOLS:
-        # What root has on PATH may lie in root's home, where nobody else looks in.
-        found = shutil.which(tool, path=None if os.geteuid() else "/usr/bin:/bin")
+        found = shutil.which(tool, path=places)
         assert found, f"{tool} is missing"
         (folder / "bin" / tool).symlink_to(found)
     files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
