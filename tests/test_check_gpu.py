@@ -39,6 +39,7 @@ def test_sound_code_passes(tmp_path: Path):
         assert measures["training"] > 0
 
 
+@pytest.mark.long
 @pytest.mark.timeout(3000)
 def test_a_fault_in_each_check_turns_its_row_red(tmp_path: Path):
     words = {
