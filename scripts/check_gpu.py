@@ -1,4 +1,4 @@
-"""Say within minutes whether this machine will do: every topology that it has GPUs for, in small, nothing downloaded.
+"""Say within minutes whether this machine will do: every topology that it has GPUs for, in small, no model downloaded.
 
     make check-gpu                                          # or python scripts/check_gpu.py
     python scripts/check_gpu.py --only zero3 fsdp2
@@ -55,7 +55,7 @@ CPU_SHAPE = {
 }
 # Nats a token that two exact implementations may differ by, in float32.
 NOISE = 1e-5
-MEASURES = "measures.json"
+MEASURES, RESULTS = "measures.json", "check-gpu.json"
 
 
 @dataclass
@@ -121,9 +121,11 @@ class Bench:
             CheckError: when it fails or takes too long.
         """
         log = self.folder / f"{name}.log"
-        environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+        environment = os.environ | {"HF_HUB_DISABLE_TELEMETRY": "1"}
+        if name != "attention":  # its kernel is fetched at the first start
+            environment["HF_HUB_OFFLINE"] = "1"
         if not self.gpus:
-            environment.setdefault("OMP_NUM_THREADS", "1")
+            environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
         with log.open("a") as stream:
             process = subprocess.Popen(
                 command, cwd=ROOT, env=environment, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
@@ -222,9 +224,9 @@ def agreeing(bench: Bench, name: str, config: str, processes: int, *overrides: s
     _, measures = trained(bench, name, config, processes, *VLLM, *overrides)
     before, after, stale = measures["gaps"][0], measures["gaps"][-1], measures["stale_gaps"][-1]
     seen = f"log-probabilities differ by {before:.2g} before, {after:.2g} after updates, {stale:.2g} without one"
-    if after > max(2 * before, NOISE):
+    if not after <= max(2 * before, NOISE):  # nor NaN
         raise CheckError(f"{seen}: new weights do not reach vLLM, or not as they are trained")
-    if stale < 10 * max(after, NOISE):
+    if not stale >= 10 * max(after, NOISE):
         raise CheckError(f"{seen}: too little to tell an update from none; is the model trained at all?")
     return f"{seen}; {speed(measures)}", measures
 
@@ -278,12 +280,13 @@ def with_vllm(config: str, processes: int, *overrides: str) -> Callable[..., tup
     return lambda bench, name: agreeing(bench, name, config, processes, *overrides)
 
 
-LORA = ("--use_peft=true", "--lora_r=8", "--lora_target_modules=all-linear", "--learning_rate=1e-2")
-SERVER = ("--vllm_mode=server", "--vllm_gpu_memory_utilization=0.8", "--vllm_server_timeout=120")
+EAGER = '--vllm_engine_args={"enforce_eager": true}'  # one row compiles, that is enough
+LORA = ("--use_peft=true", "--lora_r=8", "--lora_target_modules=all-linear", "--learning_rate=1e-2", EAGER)
+SERVER = ("--vllm_mode=server", "--vllm_gpu_memory_utilization=0.8", "--vllm_server_timeout=400", EAGER)
 # Several batches, and no save behind them: what a forward pass without a backward one leaves behind must do no harm.
 EVALUATING = (
     *("--eval_strategy=steps", "--eval_steps=5", "--eval_on_start=true", "--eval_puzzles=16"),
-    *("--per_device_eval_batch_size=4", "--beta=0.001"),
+    *("--per_device_eval_batch_size=4", "--beta=0.001", EAGER),
 )
 # Name -> GPUs and packages that it needs, and what it does.
 CHECKS: dict[str, tuple[int, tuple[str, ...], Callable[..., tuple[str, dict[str, Any]]]]] = {
@@ -292,7 +295,7 @@ CHECKS: dict[str, tuple[int, tuple[str, ...], Callable[..., tuple[str, dict[str,
     "memory": (1, (), lambda bench, name: memory(bench)),
     "resume": (1, (), lambda bench, name: resume(bench)),
     "colocate": (1, ("vllm",), with_vllm("single_gpu.yaml", 1)),
-    "colocate-asleep": (1, ("vllm",), with_vllm("single_gpu.yaml", 1, "--vllm_enable_sleep_mode=true")),
+    "colocate-asleep": (1, ("vllm",), with_vllm("single_gpu.yaml", 1, "--vllm_enable_sleep_mode=true", EAGER)),
     "lora": (1, ("vllm",), with_vllm("single_gpu.yaml", 1, *LORA)),
     "server": (2, ("vllm",), with_vllm("single_gpu.yaml", 1, *SERVER)),
     "zero3": (2, ("vllm", "deepspeed"), with_vllm("deepspeed_zero3.yaml", 2, *EVALUATING)),
@@ -314,6 +317,7 @@ def check(bench: Bench, name: str) -> Result:
     begin = time.monotonic()
     try:
         seen, measures = run(bench, name)
+        shutil.rmtree(bench.folder / name, ignore_errors=True)  # gigabytes on a GPU
         return Result(name, "ok", time.monotonic() - begin, seen, measures)
     except CheckError as error:
         return Result(name, "FAILED", time.monotonic() - begin, str(error))
@@ -326,15 +330,22 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(CHECKS), default=list(CHECKS), metavar="CHECK")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "check-gpu", help="for logs and check-gpu.json")
-    parser.add_argument("--limit", type=float, default=180, help="seconds that one process may take")
+    parser.add_argument("--limit", type=float, default=600, help="seconds that one process may take")
     parser.add_argument("--cpu", action="store_true", help="leave the GPUs alone")
     parser.add_argument("--entry", type=Path, default=Path(__file__), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    import torch
-
+    if args.folder.exists() and any(args.folder.iterdir()) and not (args.folder / RESULTS).exists():
+        parser.error(f"--folder {args.folder} holds something else: name another one")
     shutil.rmtree(args.folder, ignore_errors=True)
     args.folder.mkdir(parents=True)
-    gpus = 0 if args.cpu else torch.cuda.device_count()
+    path = args.folder / RESULTS
+    path.write_text("[]\n")  # marks the folder as ours
+    try:
+        from mini_r1.plan import gpu_memory
+
+        gpus = 0 if args.cpu else len(gpu_memory())
+    except ImportError as error:
+        parser.error(f"{error}: make install-gpu")
     bench = Bench(gpus, args.folder.resolve(), args.entry.resolve(), args.limit)
     make_model(bench)
     results = []
@@ -343,7 +354,6 @@ def main(argv: list[str]) -> int:
         results.append(check(bench, name))
         row = results[-1]
         print(f"{row.check:<17}{row.result:<10}{row.seconds:8.0f}  {row.seen}", flush=True)
-    path = args.folder / "check-gpu.json"
     path.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
     failed = [result.check for result in results if result.result == "FAILED"]
     print(f"{'failed: ' + ', '.join(failed) if failed else 'nothing failed'}; written to {path}")
@@ -379,7 +389,7 @@ def version_of(package: str) -> str | None:
 def say_software() -> None:
     import torch
 
-    from mini_r1.plan import gpus_of_driver
+    from mini_r1.plan import gpu_memory, gpus_of_driver
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["gpu"]]
@@ -393,7 +403,7 @@ def say_software() -> None:
             departures.append(f"{name} {there} (pinned {pinned})")
     for name in ("trl", "peft", "datasets", "accelerate", "transformers"):
         __import__(name)
-    count = torch.cuda.device_count()
+    count = len(gpu_memory())
     if not count and gpus_of_driver():
         raise SystemExit(
             f"error: nvidia-smi shows GPUs and torch sees none: torch {torch.__version__} wants CUDA "
@@ -411,23 +421,24 @@ def say_attention(folder: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     on_gpu = torch.cuda.is_available()
-    flash = on_gpu and any(importlib.util.find_spec(name) for name in ("flash_attn", "kernels"))
-    ours, theirs = ("flash_attention_2", "sdpa") if flash else ("sdpa", "eager")
     device, dtype = ("cuda", torch.bfloat16) if on_gpu else ("cpu", torch.float32)
     ids = torch.randint(20, 300, (4, 64), device=device)
     mask = torch.ones_like(ids)
     mask[0, :20] = 0  # padded on the left, as prompts are
-    logits = []
-    for name in (ours, theirs):
-        try:
-            model = AutoModelForCausalLM.from_pretrained(folder / "model", attn_implementation=name, dtype=dtype)
-        except (ImportError, OSError, ValueError) as error:
-            raise SystemExit(f"error: {name} cannot be used ({error}): write attn_implementation: sdpa") from error
+
+    def logits(name: str) -> torch.Tensor:
+        model = AutoModelForCausalLM.from_pretrained(folder / "model", attn_implementation=name, dtype=dtype)
         with torch.no_grad():
-            logits.append(model.to(device)(input_ids=ids, attention_mask=mask).logits.float()[mask.bool()])
-    difference = (logits[0] - logits[1]).abs().mean().item()
-    fallback = "" if flash else "; no flash attention here, so write attn_implementation: sdpa"
-    found = {"seen": f"{ours} and {theirs} differ by {difference:.2g}{fallback}", "difference": difference}
+            return model.to(device)(input_ids=ids, attention_mask=mask).logits.float()[mask.bool()]
+
+    ours, theirs, note = "flash_attention_2", "sdpa", ""
+    try:
+        first = logits(ours)
+    except (ImportError, OSError, ValueError) as error:
+        ours, theirs = "sdpa", "eager"
+        first, note = logits(ours), f"; no flash attention ({' '.join(str(error).split())[:150]}): write sdpa"
+    difference = (first - logits(theirs)).abs().mean().item()
+    found = {"seen": f"{ours} and {theirs} differ by {difference:.2g}{note}", "difference": difference}
     print(json.dumps(found | {"allowed": 0.02 if on_gpu else 1e-5}))
 
 
@@ -436,11 +447,13 @@ def train(argv: list[str]) -> None:
     import torch
 
     import run_r1_grpo
+    from mini_r1 import process_guard
     from mini_r1.trainer import CountdownGRPOTrainer as Trainer
 
-    def equation_reward_func(completions: list, **kwargs: Any) -> list[float]:
-        return [sum(character.isdigit() for character in text) / max(1, len(text)) for text in completions]
+    def equation_reward_func(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
+        return [sum(token % 2 for token in ids) / max(1, len(ids)) for ids in completion_ids]
 
+    process_guard.die_with_launcher()
     setattr(run_r1_grpo, "equation_reward_func", equation_reward_func)  # noqa: B010
     gaps: dict[bool, dict[int, list[float]]] = {False: {}, True: {}}
     seconds = {"rollout": 0.0, "training": 0.0}
@@ -449,8 +462,9 @@ def train(argv: list[str]) -> None:
 
     def with_gap(self: Any, inputs: dict[str, Any]) -> None:
         log_gap(self, inputs)
-        gap = self.gap_to_sampling(inputs)
-        if gap is not None and self.model.training:
+        sampled = inputs.get("sampling_per_token_logps")
+        if sampled is not None and self.model.training:
+            gap = (self._logps - sampled).abs()[inputs["completion_mask"].bool()].mean()  # NaN if one of them is
             is_stale = self._step % (self.args.steps_per_generation * 2) >= self.args.steps_per_generation
             gaps[is_stale].setdefault(self.state.global_step, []).append(gap.item())
 
@@ -483,10 +497,9 @@ def train(argv: list[str]) -> None:
 
 
 def peak_memory(torch: Any) -> float:
-    """Bytes: the GPU's allocator and context, or this process's resident memory."""
-    if torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU") != "true":
-        free, total = torch.cuda.mem_get_info()
-        return float(max(torch.cuda.max_memory_reserved(), total - free))
+    """Bytes: what the GPU's allocator held at most, or this process's resident memory."""
+    if torch.cuda.is_available():
+        return float(torch.cuda.max_memory_reserved())
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0

@@ -559,6 +559,7 @@ if __name__ == "__main__":
             recipe.fail("interrupted; the same command goes on from the newest checkpoint, if there is one", code=130)
     except SystemExit as end:
         if hub.is_uploading():  # the next start uploads it; Python would wait for a Hub that may never answer
+            resumption.wait_for_checkpoints()
             sys.stdout.flush()
             os._exit(end.code if isinstance(end.code, int) else 1)
         raise

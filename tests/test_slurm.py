@@ -53,9 +53,8 @@ def test_two_machines_train_and_a_third_generates():
         "--max-model-len 1280 --tensor-parallel-size 1 "
         "--gpu-memory-utilization 0.9 --model-impl vllm --seed 42 --logprobs-mode processed_logprobs "
         "--max-logprobs -1 --generation-config vllm --disable-uvicorn-access-log "
-        """--weight-transfer-config '{"backend": "nccl"}' --enable-scale-out --worker-extension-cls """
-        "mini_r1.vllm_worker.WorkerExtension --revision main --dtype bfloat16 "
-        "--enable-prefix-caching --data-parallel-size 8"
+        """--weight-transfer-config '{"backend": "nccl"}' --enable-scale-out --revision main --dtype bfloat16 """
+        "--enable-prefix-caching --data-parallel-size 8 --worker-extension-cls mini_r1.vllm_worker.WorkerExtension"
     )
     assert [host for host, _ in trains] == ["a", "b"]
     for rank, (_, words) in enumerate(trains):

@@ -102,8 +102,12 @@ def test_a_quantized_base_is_dequantized_before_the_adapter_is_added():
     from transformers import BitsAndBytesConfig
 
     four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16)
-    model = adapted(load={"quantization_config": four_bits, "device_map": {"": "cpu"}})
+    load = {"quantization_config": four_bits, "device_map": {"": "cpu"}}
+    model = adapted(load=load, target_modules=["q_proj", "up_proj"])
     arrived = dict(generation_of(model)._iter_named_params())
+    plain = adapted().get_base_model().config
+    assert arrived["model.layers.0.self_attn.k_proj.weight"].shape == (plain.hidden_size, plain.hidden_size)
+    assert {weight.dtype for weight in arrived.values()} == {torch.bfloat16}
     layer = model.base_model.model.model.layers[0].mlp.up_proj
     inputs = torch.randn(16, layer.in_features, dtype=torch.bfloat16)
     weight = arrived["model.layers.0.mlp.up_proj.weight"]

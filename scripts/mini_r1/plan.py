@@ -166,6 +166,7 @@ def find_shape(name: str, revision: str | None, ask_hub: bool) -> ModelShape | N
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # without a network it retries, and says so each time
     path = try_to_load_from_cache(name, "config.json", revision=revision)
     try:
         if not isinstance(path, str) and ask_hub:
@@ -286,6 +287,12 @@ def _bytes_of(dtype: str | None) -> int:
     return 4 if dtype in ("float32", "torch.float32") else 2
 
 
+def _bytes_of_trained(values: Any, machine: Machine) -> int:
+    """Bytes of one trained weight: adapters are float32, and under bf16 accelerate makes FSDP2's so, too."""
+    upcast = values.use_peft or (machine.fsdp_version is not None and uses_bf16(values))
+    return 4 if upcast else _bytes_of(values.dtype)
+
+
 def uses_bf16(values: Any) -> bool:
     """Whether training computes in bfloat16: TRL takes a `bf16` that is left out for true, unless `fp16` is set."""
     return not values.fp16 if values.bf16 is None else bool(values.bf16)
@@ -308,10 +315,11 @@ def memory_of(values: Any, shape: ModelShape, batch: Batch, machine: Machine, wh
     compute = 2 if uses_bf16(values) or values.fp16 else weight
     shards = world if stage == 3 or fsdp else 1
     trained = adapter_parameters(values, shape) if values.use_peft else shape.parameters
-    trained_bytes = 4 if values.use_peft else weight
+    trained_bytes = _bytes_of_trained(values, machine)
     masters = 4 if machine.zero_stage is not None and trained_bytes == 2 else 0
     memory = {
-        "weights": shape.parameters * weight / shards + (trained * 4 if values.use_peft else 0),
+        "weights": shape.parameters * (weight if values.use_peft else trained_bytes) / shards
+        + (trained * 4 if values.use_peft else 0),
         "gradients": trained * trained_bytes / (world if stage >= 2 or fsdp else 1),
         "optimizer": trained * (8 + masters) / (world if stage >= 1 or fsdp else 1),
     }
@@ -428,6 +436,7 @@ def check_memory(
         lines.append(
             "              WARNING: that is more than fits; halve per_device_train_batch_size and double "
             "gradient_accumulation_steps, or set gradient_checkpointing: true"
+            + ("; or lower vllm_gpu_memory_utilization" if "vLLM" in memory else "")
         )
     sizes = [size for size, name in zip(machine.gpu_memory, machine.gpus, strict=False) if name in where.server_gpus]
     if where.generation == "own_server" and min(sizes, default=0) > 0:
@@ -463,7 +472,7 @@ def check_output_dir(output_dir: str) -> None:
 
 def checkpoint_bytes(values: Any, shape: ModelShape, machine: Machine) -> float:
     """Bytes of one checkpoint: weights, and the optimizer's moments (with float32 masters under DeepSpeed)."""
-    weight = _bytes_of(values.dtype)
+    weight = _bytes_of_trained(values, machine)
     if values.use_peft:
         return adapter_parameters(values, shape) * (4 + 8)
     masters = 0 if machine.zero_stage is None else 4

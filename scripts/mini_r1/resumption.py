@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import re
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ MANIFEST = "manifest.json"
 RUN_DESCRIPTION = "run.json"
 SET_ASIDE = "set-aside"
 TRAINER_STATE = "trainer_state.json"
+THREAD = "checkpoint"  # the name of the one that brings a checkpoint to the disk
 # Checkpoints that are asked for on the Hub: `hub`, or `hub:step-50`.
 HUB = "hub"
 # Files that a manifest does not answer for: itself, and what no resumed run reads.
@@ -80,6 +82,13 @@ def write_manifest(folder: Path, state: Mapping[str, Any]) -> None:
             _sync(path)
     write_whole(folder / MANIFEST, json.dumps({**state, "written": time.time(), "files": files}, indent=1) + "\n")
     _sync(folder)
+
+
+def wait_for_checkpoints() -> None:
+    """Waits for checkpoints on their way to the disk; for exits that end threads."""
+    for thread in threading.enumerate():
+        if thread.name == THREAD:
+            thread.join()
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -268,7 +268,7 @@ class CountdownGRPOTrainer(GRPOTrainer):
     """
 
     def __init__(self, *args: Any, trim: bool = True, resume: Resume | None = None, **kwargs: Any):
-        if AcceleratorState.__init__.__name__ != "with_fsdp":
+        if kwargs["args"].use_cpu and AcceleratorState.__init__.__name__ != "with_fsdp":
             shard_on_cpu()
         super().__init__(*args, **kwargs)
         self.observer: Observer | None = None
@@ -350,7 +350,7 @@ class CountdownGRPOTrainer(GRPOTrainer):
         if self.accelerator.is_main_process:
             # Tens of GB take minutes to reach a slow disk; no rank waits for them.
             arguments = (folder, state, failure, self.state.best_model_checkpoint)
-            self._closing = threading.Thread(target=self._close_checkpoint, args=arguments, name="checkpoint")
+            self._closing = threading.Thread(target=self._close_checkpoint, args=arguments, name=resumption.THREAD)
             self._closing.start()
 
     def _wait_for_checkpoint(self) -> None:
@@ -513,8 +513,9 @@ class CountdownGRPOTrainer(GRPOTrainer):
         return rewards
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
-        self._logps, *others = super()._get_per_token_logps_and_entropies(*args, **kwargs)
-        return self._logps, *others
+        logps, *others = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        self._logps = logps.detach()
+        return logps, *others
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         inputs = trim_padding(inputs) if self._trim else inputs
@@ -533,23 +534,18 @@ class CountdownGRPOTrainer(GRPOTrainer):
                 raise GuardError(guards.NON_FINITE.format(what="the gradient"))
         return norm
 
-    def gap_to_sampling(self, inputs: dict[str, Any]) -> torch.Tensor | None:
-        """Mean difference of the log-probabilities of sampling and of the last forward pass, in nats a token.
+    def _log_gap(self, inputs: dict[str, Any]) -> None:
+        """Logs by how much the log-probabilities of sampling and training differ, in nats a token.
 
-        They agree only if vLLM sampled from the weights of that forward pass. None without vLLM.
+        They agree only if vLLM samples from the weights that are trained. TRL logs this where its importance-sampling
+        correction is on; here the loss's own forward pass gives it for nothing, in the first step on a generation.
         """
         sampled = inputs.get("sampling_per_token_logps")  # (B, T_c), NaN where vLLM gave none
-        if sampled is None:
-            return None
-        return (self._logps.detach() - sampled).abs()[inputs["completion_mask"].bool()].nanmean()
-
-    def _log_gap(self, inputs: dict[str, Any]) -> None:
-        """Logs the gap where TRL does not: its own figure comes with its importance-sampling correction."""
-        gap = self.gap_to_sampling(inputs)
-        if gap is None or self.vllm_importance_sampling_correction or not self.model.training:
+        if sampled is None or self.vllm_importance_sampling_correction or not self.model.training:
             return
         if self._step % (self.args.steps_per_generation * self.num_iterations) >= self.args.gradient_accumulation_steps:
             return  # the policy has moved on since
+        gap = (self._logps - sampled).abs()[inputs["completion_mask"].bool()].nanmean()
         self._metrics["train"][guards.GAP_METRIC].append(self.accelerator.gather(gap).nanmean().item())
 
     def stop_unless(self, is_finite: torch.Tensor, what: str) -> None:

@@ -29,6 +29,7 @@ from peft.utils.integrations import dequantize_module_weight
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch.distributed.fsdp import FSDPModule
+from torch.nn import Parameter
 from trl.generation import vllm_client as trl_client
 from trl.generation import vllm_generation
 from trl.generation.vllm_client import VLLMClient
@@ -70,13 +71,19 @@ class RunGeneration(vllm_generation.VLLMGeneration):
         if not is_peft_model(self.model):
             yield from super()._iter_named_params()
             return
-        layers = {id(m.get_base_layer().weight): m for m in self.model.modules() if isinstance(m, LoraLayer)}
+        modules = [module for module in self.model.modules() if isinstance(getattr(module, "weight", None), Parameter)]
+        layers = {id(module.weight): module for module in modules if isinstance(module, LoraLayer)}
+        others = {id(module.weight): module for module in modules if not isinstance(module, LoraLayer)}
         for name, parameter in self.model.named_parameters():
             if self.model.prefix in name or "original_module" in name:  # the adapter; what `modules_to_save` replaces
                 continue
             layer = layers.get(id(parameter))
             with self._dist.gather_params([parameter] if layer is None else list(layer.parameters())):
-                weight = parameter.data if layer is None else merged_weight(layer)
+                if layer is not None:
+                    weight = merged_weight(layer)
+                else:  # a 4-bit base is dequantized whether an adapter sits on it or not
+                    module = others.get(id(parameter))
+                    weight = parameter.data if module is None else dequantize_module_weight(module).data
                 if hasattr(weight, "full_tensor"):  # FSDP2
                     weight = weight.full_tensor()
                 name = name.removeprefix("base_model.model.").replace(".base_layer", "")
@@ -131,7 +138,7 @@ class RunClient(VLLMClient):
     """
 
     def __init__(
-        self, *, server: VLLMServer | None, weight_folder: Path | None, context: int, seed: int = 0, **kwargs: Any
+        self, *, server: VLLMServer | None, weight_folder: Path | None, context: int, seed: int, **kwargs: Any
     ):
         self.server, self.weight_folder, self.context, self.seed = server, weight_folder, context, seed
         self.failure: str | None = None

@@ -28,6 +28,7 @@ from typing import Any, NoReturn
 from mini_r1.placement import TRL_SERVER_PORT as ANY_PORT
 from mini_r1.placement import Placement, free_port, installed_vllm, server_host
 from mini_r1.recipe import RecipeError
+from mini_r1.resumption import wait_for_checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -191,8 +192,10 @@ def serve_command(
         arguments["weight_transfer_config"] = {"backend": "nccl"}
     if tuple(int(part) for part in version.split(".")[:2]) >= (0, 30):
         arguments["enable_scale_out"] = True
-    arguments["worker_extension_cls"] = "mini_r1.vllm_worker.WorkerExtension"
-    return program + _as_flags(arguments | engine_arguments(values, placement.on_cpu))
+    arguments |= engine_arguments(values, placement.on_cpu)
+    if placement.on_cpu or (arguments.get("data_parallel_size") or 1) > 1:
+        arguments["worker_extension_cls"] = "mini_r1.vllm_worker.WorkerExtension"
+    return program + _as_flags(arguments)
 
 
 def context_length(values: Any) -> int:
@@ -332,6 +335,7 @@ class VLLMServer:
 def end_by_force(message: str, server: VLLMServer | None) -> NoReturn:
     """Ends this process from whatever thread, where the main thread cannot be reached any more."""
     obituary = server.obituary() if server is not None else None
+    wait_for_checkpoints()
     print(f"error: {obituary + '; ' if obituary else ''}{message}", file=sys.stderr, flush=True)
     os._exit(3)
 
