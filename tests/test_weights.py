@@ -177,3 +177,36 @@ def test_a_trainer_that_cannot_send_weights_ends_instead_of_waiting_for_the_serv
     assert done.returncode == 3, done.stderr
     assert "CUDA out of memory" in done.stderr.splitlines()[-1]
     assert "while weights were on their way to the vLLM server" in done.stderr.splitlines()[-1]
+
+
+def test_colocated_engines_sample_apart_and_by_the_recipes_seed(monkeypatch: pytest.MonkeyPatch):
+    """TRL seeds by rank alone: with any seed of a recipe an engine would sample the same."""
+    from trl.generation import vllm_generation
+    from trl.trainer import grpo_trainer
+
+    from mini_r1.placement import Placement
+    from mini_r1.vllm_client import connect
+
+    keys = {"model_revision": "main", "tokenizer_name_or_path": None, "dtype": "bfloat16", "vllm_dtype": None}
+    keys |= {"vllm_prefix_caching": True, "vllm_kv_cache_dtype": "auto", "vllm_engine_args": None}
+    keys |= {"vllm_tensor_parallel_size": 1, "vllm_max_model_length": 99}
+    seeds = []
+    for seed, rank in ((42, 0), (42, 1), (43, 0)):
+        monkeypatch.setattr(vllm_generation, "LLM", lambda **arguments: seeds.append(arguments["seed"]))
+        monkeypatch.setattr(grpo_trainer, "VLLMGeneration", None)
+        values = SimpleNamespace(**keys, seed=seed)
+        connect(values, Placement("colocate", on_cpu=False), None, SimpleNamespace(process_index=rank))
+        vllm_generation.LLM(seed=rank)  # as TRL does
+    assert len(set(seeds)) == 3
+
+
+def test_one_gpu_is_the_one_that_the_environment_shows(monkeypatch: pytest.MonkeyPatch):
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_simple_launcher_cmd_env
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    config = ROOT / "configs" / "accelerate_configs" / "single_gpu.yaml"
+    args = launch_command_parser().parse_args(["--config_file", str(config), "script.py"])
+    args, *_ = _validate_launch_command(args)
+    _, environment = prepare_simple_launcher_cmd_env(args)
+    assert environment["CUDA_VISIBLE_DEVICES"] == "3"
