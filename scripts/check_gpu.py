@@ -14,6 +14,7 @@ Prints a table and writes it as JSON. Exit code 0 if nothing failed.
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.metadata
 import importlib.util
 import json
@@ -406,7 +407,7 @@ def say_software() -> None:
         elif there.split("+")[0] != pinned:
             departures.append(f"{name} {there} (pinned {pinned})")
     for name in ("trl", "peft", "datasets", "accelerate", "transformers"):
-        __import__(name)
+        importlib.import_module(name)
     count = len(gpu_memory())
     if not count and gpus_of_driver():
         raise SystemExit(
