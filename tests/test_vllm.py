@@ -291,8 +291,8 @@ def test_a_server_of_somebody_elses(launcher: Launcher, tmp_path: Path):
     log = tmp_path / "server.log"
     with log.open("w") as stream:
         server = subprocess.Popen(
-            [sys.executable, "scripts/serve_vllm.py", "--config", TINY_RECIPE, *flags(max_completion_length=32),
-             *flags(vllm_server_port=port)],
+            [sys.executable, "scripts/serve_vllm.py", "--config", TINY_RECIPE,
+             *flags(vllm_server_port=port, max_completion_length=VLLM["max_completion_length"])],
             cwd=ROOT, env=program_environment(), stdout=stream, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
     try:
