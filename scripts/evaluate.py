@@ -23,14 +23,25 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from mini_r1 import recipe
-from mini_r1.checkpoints import Checkpoint, is_hub_adapter, refuse_trained_puzzles, resolve
-from mini_r1.completions import Sample, has_format, judge, response, thinking
-from mini_r1.countdown import Puzzle, Reason, stratum
-from mini_r1.generation import Completion, Sampling, choose_backend, load_tokenizer, room_for_completion, sample
-from mini_r1.puzzle_data import GENERATE, DataError, load_puzzles
-from mini_r1.reasoning import SIGNS
-from mini_r1.statistics import difference_interval, pass_at_k, rate_interval
+from mini_r1.common import DataError, RecipeError, fail
+from mini_r1.countdown.dataset import GENERATE, load_puzzles
+from mini_r1.countdown.puzzle import Puzzle
+from mini_r1.countdown.solver import stratum
+from mini_r1.countdown.verifier import Reason
+from mini_r1.generation.sampling import (
+    Completion,
+    Sampling,
+    choose_backend,
+    load_tokenizer,
+    room_for_completion,
+    sample,
+)
+from mini_r1.intervals import difference_interval, pass_at_k, rate_interval
+from mini_r1.recipe import parsing as recipe
+from mini_r1.responses import has_format, judge, response, thinking
+from mini_r1.run_folder.checkpoints import Checkpoint, is_hub_adapter, refuse_trained_puzzles, resolve
+from mini_r1.run_folder.samples import Sample
+from mini_r1.signs import SIGNS
 from run_r1_grpo import build_prompt
 
 ALL = "all puzzles"
@@ -347,8 +358,8 @@ def main(argv: list[str]) -> None:
             entries.append({"name": checkpoint.name, "path": checkpoint.path, "revision": checkpoint.revision,
                             "adapter": checkpoint.is_adapter, "seconds": seconds,
                             "puzzles_per_second": len(puzzles) / seconds, "strata": strata})  # fmt: skip
-    except (recipe.RecipeError, DataError) as error:
-        recipe.fail(str(error))
+    except (RecipeError, DataError) as error:
+        fail(str(error))
     result: dict[str, Any] = {
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "puzzles": which,
@@ -363,11 +374,11 @@ def main(argv: list[str]) -> None:
     try:
         print(f"\nwritten to {write(folder, result, puzzles, scored)}")
     except OSError as error:
-        recipe.fail(f"cannot write the results to {folder}: {error}; choose another --output")
+        fail(f"cannot write the results to {folder}: {error}; choose another --output")
 
 
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except KeyboardInterrupt:
-        recipe.fail("interrupted; nothing was written", code=130)
+        fail("interrupted; nothing was written", code=130)

@@ -26,21 +26,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn, assert_never
 
-from mini_r1 import recipe
-from mini_r1.checkpoints import Checkpoint, is_hub_adapter, resolve
-from mini_r1.completions import extract_answer, has_format, judge, printable, response
-from mini_r1.countdown import (
-    MAX_EQUATION_CHARS,
-    MAX_NESTING,
-    MAX_NUMBERS,
-    Puzzle,
-    Reason,
-    Verdict,
-    generate_puzzles,
-    is_solvable,
-    solve,
-)
-from mini_r1.generation import load
+from mini_r1.common import RecipeError, fail, printable
+from mini_r1.countdown.generator import generate_puzzles
+from mini_r1.countdown.puzzle import MAX_NUMBERS, Puzzle
+from mini_r1.countdown.solver import is_solvable, solve
+from mini_r1.countdown.verifier import MAX_EQUATION_CHARS, MAX_NESTING, Reason, Verdict
+from mini_r1.generation.sampling import load
+from mini_r1.responses import extract_answer, has_format, judge, response
+from mini_r1.run_folder.checkpoints import Checkpoint, is_hub_adapter, resolve
 from run_r1_grpo import ASSISTANT_PREFILL, build_prompt
 
 DEFAULT_CHECKPOINT = "configs/tiny-countdown"
@@ -366,7 +359,7 @@ def converse(players: Sequence[Player], draw: random.Random, args: argparse.Name
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        recipe.fail(message)
+        fail(message)
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -406,12 +399,12 @@ def main(argv: Sequence[str]) -> None:
         try:
             puzzle = parse_puzzle(f"{' '.join(args.nums)} = {args.target}")
         except ValueError as error:
-            recipe.fail(f"--nums and --target: {error}; for example: --nums 44,19,35 --target 98")
+            fail(f"--nums and --target: {error}; for example: --nums 44,19,35 --target 98")
     names = [args.checkpoint, args.compare] if args.compare else [args.checkpoint]
     try:  # before anything heavy is imported; of a run, its newest model
         checkpoints = [resolve(name)[-1] for name in names]
-    except recipe.RecipeError as error:
-        recipe.fail(str(error))
+    except RecipeError as error:
+        fail(str(error))
     args.number_counts = known_number_counts(checkpoints[0])
     if args.max_completion_length is None:
         limit = checkpoints[0].recipe("max_completion_length", None)
@@ -425,8 +418,8 @@ def main(argv: Sequence[str]) -> None:
             load(replace(checkpoint, is_adapter=checkpoint.is_adapter or is_hub_adapter(checkpoint)), args.device)
             for checkpoint in checkpoints
         ]
-    except recipe.RecipeError as error:
-        recipe.fail(str(error))
+    except RecipeError as error:
+        fail(str(error))
     players = [Player(name, one.model, one.tokenizer, one.eos_ids) for name, one in zip(names, loaded, strict=True)]
     draw = random.Random(args.seed)
     if args.seed is not None:
@@ -455,7 +448,7 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except KeyboardInterrupt:
-        recipe.fail("interrupted", code=130)
+        fail("interrupted", code=130)
     except BrokenPipeError:  # `| head` has seen enough; nothing is left to be flushed at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None

@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from mini_r1.recipe import RecipeError, fail
+from mini_r1.common import RecipeError, fail
 
 
 def main(argv: list[str]) -> None:
@@ -24,8 +24,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="where the files go (default: the first RUN)")
     args = parser.parse_args(argv)
 
-    from mini_r1.report_page import build_page, describe_state, draw_curves, make_charts
-    from mini_r1.run_record import read_run
+    from mini_r1.report.page import build_page, describe_state, draw_curves, make_charts
+    from mini_r1.run_folder.record import read_run
 
     # ---- read ------------------------------------------------------------------------------------------------------
     try:

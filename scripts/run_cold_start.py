@@ -30,12 +30,15 @@ from typing import Any
 
 import numpy as np
 
-from mini_r1 import recipe, run_folder, traces
-from mini_r1.completions import judge, response, thinking
-from mini_r1.countdown import Puzzle
-from mini_r1.puzzle_data import GENERATE, DataError, PuzzleSplit, load_puzzles
-from mini_r1.reasoning import count_attempts
-from mini_r1.statistics import wilson_interval
+from mini_r1.common import DataError, RecipeError, fail
+from mini_r1.countdown import traces
+from mini_r1.countdown.dataset import GENERATE, PuzzleSplit, load_puzzles
+from mini_r1.countdown.puzzle import Puzzle
+from mini_r1.intervals import wilson_interval
+from mini_r1.recipe import parsing as recipe
+from mini_r1.responses import judge, response, thinking
+from mini_r1.run_folder import folder as run_folder
+from mini_r1.signs import count_attempts
 from run_r1_grpo import SYSTEM_PROMPT, USER_PROMPT, build_prompt
 
 # ChatML, as Qwen writes it: the tiny model sees the same turns as the article's 3 B model.
@@ -264,10 +267,10 @@ def main(argv: list[str]) -> None:
             held_out_puzzles=args.held_out_puzzles,
             number_counts=args.number_counts,
         )
-    except (recipe.RecipeError, DataError) as error:
-        recipe.fail(str(error))
+    except (RecipeError, DataError) as error:
+        fail(str(error))
     if not split.held_out:
-        recipe.fail("no puzzle is held out: raise puzzles or held_out_puzzles")
+        fail("no puzzle is held out: raise puzzles or held_out_puzzles")
     set_seed(training_args.seed)
 
     # ---- traces and tokenizer --------------------------------------------------------------------------------------

@@ -34,19 +34,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mini_r1 import guards, hub, placement, plan, process_guard, recipe, resumption, run_folder, vllm_server
-from mini_r1.completions import (
-    Sample,
-    SampleLog,
-    has_format,
-    judge,
-    response,
-    thinking,
-)
-from mini_r1.countdown import Reason
-from mini_r1.puzzle_data import DataError, PuzzleSplit, is_local, load_puzzles
-from mini_r1.reasoning import SIGNS
-from mini_r1.vllm_server import VLLMArguments, VLLMServerError
+from mini_r1 import hub
+from mini_r1.common import DataError, RecipeError, fail, is_first_process, is_main_process, say
+from mini_r1.countdown.dataset import PuzzleSplit, is_local, load_puzzles
+from mini_r1.countdown.verifier import Reason
+from mini_r1.generation import guard as process_guard
+from mini_r1.generation import server as vllm_server
+from mini_r1.generation.server import VLLMArguments, VLLMServerError
+from mini_r1.recipe import parsing as recipe
+from mini_r1.recipe import placement, plan
+from mini_r1.responses import has_format, judge, response, thinking
+from mini_r1.run_folder import folder as run_folder
+from mini_r1.run_folder import resume as resumption
+from mini_r1.run_folder.samples import Sample, SampleLog
+from mini_r1.signs import SIGNS
+from mini_r1.training import guards
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +159,7 @@ def check_values(values: Any) -> None:
     recipe.require(values.on_bad_row in ("drop", "fail"), "on_bad_row", "drop or fail", values.on_bad_row)
     recipe.require(bool(values.model_name_or_path), "model_name_or_path", "a Hub id or a folder", None)
     if values.plan_for is None and (values.plan_with or values.plan_processes is not None):
-        raise recipe.RecipeError("plan_with and plan_processes are about the machine of plan_for: add --plan_for 4x80")
+        raise RecipeError("plan_with and plan_processes are about the machine of plan_for: add --plan_for 4x80")
     processes = placement.training_processes(values)
     plan.batch_of(values, processes)
     if values.eval_strategy != "no":
@@ -339,7 +341,7 @@ def load_split(args: Any) -> PuzzleSplit:
         number_counts=args.number_counts,
         number_range=args.number_range,
         target_range=args.target_range,
-        progress=recipe.is_first_process(),
+        progress=is_first_process(),
     )
 
 
@@ -391,11 +393,11 @@ def main(argv: list[str]) -> None:
         values = recipe.merged(model_args, script_args, vllm_args, hub_args, guard_args, training_args)
         if not script_args.dry_run:
             run_folder.check_writable(training_args.output_dir)
-            if recipe.is_main_process():
+            if is_main_process():
                 resumption.hold(Path(training_args.output_dir))
             if hub.wants_hub(values):
                 with PartialState().main_process_first():
-                    if recipe.is_main_process():
+                    if is_main_process():
                         hub.fetch_checkpoint(values)
                 values.resume_from_checkpoint = hub.asked_checkpoint(values) or True
         # One process trains on one GPU; transformers would spread it over all that it sees, the server's included.
@@ -412,29 +414,29 @@ def main(argv: list[str]) -> None:
         where = placement.plan(values, machine, placement.installed_vllm() if machine.is_here else None)
         asks = hub_args.hub_checks
         hub_line, target = hub.describe(values, resume, asks and machine.is_here and machine.is_rank_zero)
-        recipe.say(*plan.describe(values, machine, where, given, recipe.path_in(argv), hub_line, ask_hub=asks))
+        say(*plan.describe(values, machine, where, given, recipe.path_in(argv), hub_line, ask_hub=asks))
     except resumption.FinishedError as error:
         if training_args.push_to_hub and not script_args.dry_run:
-            if not recipe.is_main_process():
+            if not is_main_process():
                 sys.exit()  # with an error, the launcher would end the main process in the middle of its uploads
             hub.upload_rest(values)
-        recipe.fail(str(error))
-    except recipe.RecipeError as error:
-        recipe.fail(str(error))
+        fail(str(error))
+    except RecipeError as error:
+        fail(str(error))
 
     # ---- data ------------------------------------------------------------------------------------------------------
     could_start = COULD_START if machine.is_here else COULD_START_THERE
     if script_args.dry_run and not is_local(script_args.dataset_id_or_path):  # a plan downloads no puzzles
-        return recipe.say(f"  data:       {script_args.dataset_id_or_path}, not looked at", could_start)
+        return say(f"  data:       {script_args.dataset_id_or_path}, not looked at", could_start)
     try:
         split = load_split(script_args)
         resumption.check_puzzles(resume, split.fingerprint())
         plan.check_puzzles(values, machine.processes, len(split.train), len(split.held_out))
-    except (DataError, recipe.RecipeError) as error:
-        recipe.fail(str(error))
-    recipe.say(f"  data:       {len(split.train)} puzzles to train on, {len(split.held_out)} held out")
+    except (DataError, RecipeError) as error:
+        fail(str(error))
+    say(f"  data:       {len(split.train)} puzzles to train on, {len(split.held_out)} held out")
     if script_args.dry_run:
-        return recipe.say(could_start)
+        return say(could_start)
     evaluates = training_args.eval_strategy != "no"
     if resume is not None:
         training_args.eval_on_start = resumption.lacks_evaluation(resume, training_args.eval_steps)
@@ -450,12 +452,12 @@ def main(argv: list[str]) -> None:
         server = None
         if where.generation == "own_server" and machine.is_rank_zero:
             server = vllm_server.launch(values, where)  # vLLM loads in a process of its own from here on
-    except recipe.RecipeError as error:
-        recipe.fail(str(error))
+    except RecipeError as error:
+        fail(str(error))
 
     # ---- tokenizer and model ---------------------------------------------------------------------------------------
-    from mini_r1 import model_card
-    from mini_r1.trainer import CountdownGRPOTrainer, is_about_the_disk
+    from mini_r1.report import card as model_card
+    from mini_r1.training.trainer import CountdownGRPOTrainer, is_about_the_disk
 
     tokenizer_name = script_args.tokenizer_name_or_path or model_args.model_name_or_path
     try:
@@ -466,7 +468,7 @@ def main(argv: list[str]) -> None:
         )
     except (OSError, ValueError) as error:
         key = "tokenizer_name_or_path" if script_args.tokenizer_name_or_path else "model_name_or_path"
-        recipe.fail(f"{key}: cannot load the tokenizer of {tokenizer_name!r}: {error}")
+        fail(f"{key}: cannot load the tokenizer of {tokenizer_name!r}: {error}")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     train_dataset = prompt_dataset(split.train, tokenizer, script_args.max_prompt_tokens)
@@ -475,14 +477,14 @@ def main(argv: list[str]) -> None:
         plan.check_puzzles(values, machine.processes, len(train_dataset), len(eval_dataset))
         if evaluates:
             eval_dataset = whole_batches(eval_dataset, training_args)
-    except recipe.RecipeError as error:
-        recipe.fail(str(error))
+    except RecipeError as error:
+        fail(str(error))
     training_args.model_init_kwargs = model_init_kwargs(model_args, training_args)
 
     # ---- trainer ---------------------------------------------------------------------------------------------------
     try:
         if training_args.use_vllm:
-            from mini_r1 import vllm_client
+            from mini_r1.generation import client as vllm_client
 
             vllm_client.connect(values, where, server, training_args)
         trainer = CountdownGRPOTrainer(
@@ -498,16 +500,16 @@ def main(argv: list[str]) -> None:
             resume=resume,
         )
     except VLLMServerError as error:
-        recipe.fail(str(error), code=3)
-    except recipe.RecipeError as error:
-        recipe.fail(str(error))
+        fail(str(error), code=3)
+    except RecipeError as error:
+        fail(str(error))
     except (ImportError, OSError, ValueError) as error:  # a package, weights or a value that is not there
-        recipe.fail(f"cannot set up the trainer as the recipe asks: {error}")
+        fail(f"cannot set up the trainer as the recipe asks: {error}")
     try:
         run = run_folder.open_run(training_args, resume, argv, split, values, script_args, vllm_args, hub_args,
                                   guard_args, model_args)  # fmt: skip
     except OSError as error:
-        recipe.fail(f"output_dir: cannot write to {training_args.output_dir}: {error}")
+        fail(f"output_dir: cannot write to {training_args.output_dir}: {error}")
     folders = run_folder.sample_folders(run)
     sample_log = SampleLog(folders["text"], folders["json"], share=script_args.sample_share,
                            success_share=script_args.success_sample_share)  # fmt: skip
@@ -533,15 +535,15 @@ def main(argv: list[str]) -> None:
         except Exception as error:
             if not is_about_the_disk(error):
                 raise
-            recipe.fail(f"training is done, but its end cannot be written to {run.folder} ({error}): make room and "
+            fail(f"training is done, but its end cannot be written to {run.folder} ({error}): make room and "
                         f"give the same command again, it goes on from the last checkpoint", code=5)  # fmt: skip
-    except recipe.RecipeError as error:  # a checkpoint that cannot be read
-        recipe.fail(str(error))
+    except RecipeError as error:  # a checkpoint that cannot be read
+        fail(str(error))
     except VLLMServerError as error:  # raised on every rank at once
-        recipe.fail(f"{error}; {trainer.save_interrupted()}", code=3)
+        fail(f"{error}; {trainer.save_interrupted()}", code=3)
     except guards.GuardError as error:  # on every rank, too
         saved = trainer.save_interrupted() if error.is_sound else "nothing is saved, for the weights are spoilt"
-        recipe.fail(f"step {trainer.state.global_step}: {error}; {saved}", code=guards.EXIT_CODE)
+        fail(f"step {trainer.state.global_step}: {error}; {saved}", code=guards.EXIT_CODE)
     if uploader is not None:
         print("\n".join(uploader.finish(60 * hub_args.hub_wait_minutes)), flush=True)
 
@@ -556,7 +558,7 @@ if __name__ == "__main__":
         try:
             main(sys.argv[1:])
         except KeyboardInterrupt:
-            recipe.fail("interrupted; the same command goes on from the newest checkpoint, if there is one", code=130)
+            fail("interrupted; the same command goes on from the newest checkpoint, if there is one", code=130)
     except SystemExit as end:
         if hub.is_uploading():  # the next start uploads it; Python would wait for a Hub that may never answer
             resumption.wait_for_checkpoints()

@@ -17,9 +17,10 @@ import os
 import shlex
 import sys
 
-from mini_r1 import recipe
-from mini_r1.placement import Placement, check_vllm, installed_vllm, is_port_free, server_host, weight_transfer
-from mini_r1.vllm_server import VLLMArguments, serve_command, server_environment
+from mini_r1.common import RecipeError, fail
+from mini_r1.generation.server import VLLMArguments, serve_command, server_environment
+from mini_r1.recipe import parsing as recipe
+from mini_r1.recipe.placement import Placement, check_vllm, installed_vllm, is_port_free, server_host, weight_transfer
 from run_r1_grpo import OWN_ARGUMENTS
 
 
@@ -41,9 +42,9 @@ def main(argv: list[str]) -> None:
         if not show_only:
             check_vllm(installed, on_cpu)
             if not is_port_free(port, host):
-                raise recipe.RecipeError(f"cannot listen on {host}:{port}: choose another --vllm_server_port or host")
-    except recipe.RecipeError as error:
-        recipe.fail(str(error))
+                raise RecipeError(f"cannot listen on {host}:{port}: choose another --vllm_server_port or host")
+    except RecipeError as error:
+        fail(str(error))
     gpus = tuple(filter(None, os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")))
     where = Placement("own_server", on_cpu, gpus, transfer)
     command = serve_command(values, where, host, port, installed[1] if installed else "0.31.0")

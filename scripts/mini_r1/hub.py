@@ -22,9 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mini_r1 import resumption
-from mini_r1.completions import printable
-from mini_r1.recipe import RecipeError
+from mini_r1.common import RecipeError, printable
+from mini_r1.run_folder import resume as resumption
 
 logger = logging.getLogger(__name__)
 

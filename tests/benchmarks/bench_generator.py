@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
-from mini_r1.countdown import generate_puzzles
+from mini_r1.countdown.generator import generate_puzzles
 
 ROUNDS = 5
 GENERATED, SEARCHED = 20_000, 60

@@ -26,8 +26,8 @@ def main() -> None:
     from transformers import AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer
 
-    from mini_r1.countdown import generate_puzzles
-    from mini_r1.trainer import CountdownGRPOTrainer, trim_padding
+    from mini_r1.countdown.generator import generate_puzzles
+    from mini_r1.training.trainer import CountdownGRPOTrainer, trim_padding
     from run_r1_grpo import build_prompt, equation_reward_func, format_reward_func
 
     model = str(ROOT / "configs" / "tiny-countdown")

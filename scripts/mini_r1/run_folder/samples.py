@@ -1,0 +1,150 @@
+"""The sample files: a share of all completions, kept as text for people and as JSONL for programs."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mini_r1.common import printable
+
+logger = logging.getLogger(__name__)
+
+# The files' names, as .txt for people and as .jsonl for programs.
+ALL_SAMPLES, SUCCESS_SAMPLES = "completion_samples", "success_completion_samples"
+SAMPLE_NAMES = (ALL_SAMPLES, SUCCESS_SAMPLES)
+# The same by kind of folder, as `SampleLog.sizes` names them.
+SAMPLE_FILES = tuple(
+    f"{kind}/{name}.{suffix}" for kind, suffix in (("text", "txt"), ("json", "jsonl")) for name in SAMPLE_NAMES
+)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One completion as it is kept for people and programs.
+
+    Attributes:
+        step: optimizer steps done when it was sampled.
+        split: `train` or `held_out`.
+        nums, target: the puzzle.
+        response: the whole assistant turn, prefill included.
+        reason: the verdict's reason code.
+        value: the exact value of the equation as a string (`"85"`, `"7/2"`), or None.
+        format_reward, equation_reward: 0.0 or 1.0.
+        completion_tokens: length of the completion in tokens.
+        rank, index: which process sampled it, and its place in that process's batch.
+    """
+
+    step: int
+    split: str
+    nums: list[int]
+    target: int
+    response: str
+    reason: str
+    value: str | None
+    format_reward: float
+    equation_reward: float
+    completion_tokens: int
+    rank: int
+    index: int
+
+    def as_text(self) -> str:
+        """The sample as a person reads it in the .txt files."""
+        value = "" if self.value is None else f" (the equation comes to {self.value})"
+        return (
+            f"{'=' * 100}\n"
+            f"step {self.step} · {self.split} · numbers {self.nums} · target {self.target}\n"
+            f"verdict: {self.reason}{value} · format {self.format_reward:.0f} · {self.completion_tokens} tokens\n"
+            f"{'-' * 100}\n{printable(self.response)}\n\n"
+        )
+
+
+def append_record(path: Path, record: bytes) -> None:
+    """Appends one record to a file that many processes write, whole or not at all.
+
+    An exclusive lock keeps writers apart, and a write that fails half-way is cut off again.
+
+    Raises:
+        OSError: when the folder or the disk does not take the record.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems know no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        size = os.fstat(descriptor).st_size
+        try:
+            view = memoryview(record)
+            while view:
+                view = view[os.write(descriptor, view) :]
+        except OSError:
+            with contextlib.suppress(OSError):  # the first error is the one to report
+                os.ftruncate(descriptor, size)
+            raise
+    finally:
+        os.close(descriptor)
+
+
+class SampleLog:
+    """Keeps a share of all completions, and a share of the correct ones, in text and JSONL files.
+
+    Which ones are kept is a function of step, rank, index and puzzle, so it does not touch any random state and is the
+    same after a resume; for held-out puzzles it is one of the puzzle alone, so that every evaluation keeps the answers
+    to the same puzzles. A disk that is full or read-only is reported once and never disturbs training.
+
+    Args:
+        text_folder: where `completion_samples.txt` and `success_completion_samples.txt` go; one folder per run.
+        json_folder: where the same records go as `.jsonl`.
+        share: the part of all completions to keep, 0 to 1.
+        success_share: the part of the correct ones to keep besides, 0 to 1.
+    """
+
+    def __init__(self, text_folder: Path, json_folder: Path, *, share: float = 0.1, success_share: float = 0.1):
+        self.text_folder, self.json_folder = Path(text_folder), Path(json_folder)
+        self.shares = dict(zip(SAMPLE_NAMES, (share, success_share), strict=True))
+        self._warned = False
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes in each of the four files, 0 where there is none yet; `resumption.cut_back` takes them."""
+        folders, found = {"text": self.text_folder, "json": self.json_folder}, {}
+        for key in SAMPLE_FILES:
+            kind, _, name = key.partition("/")
+            try:
+                found[key] = (folders[kind] / name).stat().st_size
+            except OSError:
+                found[key] = 0
+        return found
+
+    def record(self, samples: Iterable[Sample]) -> None:
+        """Writes those samples whose turn it is."""
+        for sample in samples:
+            for name, share in self.shares.items():
+                if name == SUCCESS_SAMPLES and sample.equation_reward != 1.0:
+                    continue
+                if self._draw(name, sample) < share:
+                    self._write(self.text_folder / f"{name}.txt", sample.as_text())
+                    self._write(self.json_folder / f"{name}.jsonl", json.dumps(asdict(sample)) + "\n")
+
+    @staticmethod
+    def _draw(name: str, sample: Sample) -> float:
+        place = f"{sample.step}/{sample.rank}/{sample.index}"
+        if sample.split == "held_out":  # the same puzzles at every evaluation, so that one can be followed
+            place = ""
+        key = f"{name}/{sample.split}/{place}/{sample.nums}={sample.target}"
+        return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") / 2**64
+
+    def _write(self, path: Path, text: str) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            append_record(path, text.encode("utf-8", "backslashreplace"))
+        except OSError as error:
+            if not self._warned:
+                self._warned = True
+                logger.warning(
+                    "cannot write samples to %s (%s); training goes on, further samples may be missing", path, error
+                )

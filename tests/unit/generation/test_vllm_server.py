@@ -1,0 +1,230 @@
+"""The server's command line, environment and messages; the real server itself is in test_vllm.py."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import shlex
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from mini_r1.common import RecipeError
+from mini_r1.generation.server import (
+    VLLMArguments,
+    VLLMServer,
+    VLLMServerError,
+    engine_arguments,
+    serve_command,
+    server_environment,
+    wait_until_healthy,
+)
+from mini_r1.recipe.placement import Placement, free_port
+
+FOURTH_GPU = Placement("own_server", on_cpu=False, server_gpus=("3",))
+ON_CPU = Placement("own_server", on_cpu=True, weight_transfer="folder")
+
+
+def values(**changed: object) -> SimpleNamespace:
+    defaults = {
+        "model_name_or_path": "Qwen/Qwen2.5-3B-Instruct", "model_revision": "main", "dtype": "bfloat16", "seed": 42,
+        "tokenizer_name_or_path": None, "trust_remote_code": False, "max_prompt_tokens": 256,
+        "max_completion_length": 1024, "vllm_max_model_length": None, "vllm_tensor_parallel_size": 1,
+        "vllm_gpu_memory_utilization": 0.9, "vllm_model_impl": "vllm", **vars(VLLMArguments()),
+    }  # fmt: skip
+    return SimpleNamespace(**{**defaults, **changed})
+
+
+def command(placement: Placement = FOURTH_GPU, version: str = "0.31.0", **changed: object) -> str:
+    name = changed.pop("name", None)
+    words = serve_command(values(**changed), placement, "127.0.0.1", 8123, version, "/env/bin/python", name)
+    return shlex.join(words)
+
+
+def test_the_command_line_of_the_articles_topology():
+    assert command() == (
+        "/env/bin/python -m vllm.entrypoints.cli.main serve Qwen/Qwen2.5-3B-Instruct "
+        "--host 127.0.0.1 --port 8123 --max-model-len 1280 "
+        "--tensor-parallel-size 1 --gpu-memory-utilization 0.9 --model-impl vllm --seed 42 "
+        "--logprobs-mode processed_logprobs --max-logprobs -1 --generation-config vllm --disable-uvicorn-access-log "
+        """--weight-transfer-config '{"backend": "nccl"}' --enable-scale-out """
+        "--revision main --dtype bfloat16 --enable-prefix-caching"
+    )
+
+
+def test_the_command_line_on_the_cpu():
+    assert command(ON_CPU) == (
+        "/env/bin/python -m vllm.entrypoints.openai.api_server --model Qwen/Qwen2.5-3B-Instruct "
+        "--host 127.0.0.1 --port 8123 --max-model-len 1280 --model-impl vllm --seed 42 "
+        "--logprobs-mode processed_logprobs --max-logprobs -1 --generation-config vllm --disable-uvicorn-access-log "
+        "--enable-scale-out --revision main --dtype float32 --enable-prefix-caching --enforce-eager "
+        "--worker-extension-cls mini_r1.generation.worker.WorkerExtension"
+    )
+
+
+@pytest.mark.parametrize(("changed", "flags"), [
+    pytest.param({"model_revision": "abc123"}, "--revision abc123", id="revision"),
+    pytest.param({"dtype": "float32"}, "--dtype float32", id="the model's precision"),
+    pytest.param({"dtype": "float32", "vllm_dtype": "bfloat16"}, "--dtype bfloat16", id="a precision of its own"),
+    pytest.param({"dtype": "torch.bfloat16"}, "--dtype bfloat16", id="torch's name"),
+    pytest.param({"dtype": None}, "--dtype auto", id="no precision named"),
+    pytest.param({"max_prompt_tokens": 100, "max_completion_length": 200}, "--max-model-len 300", id="context"),
+    pytest.param({"vllm_max_model_length": 4096}, "--max-model-len 4096", id="context, named"),
+    pytest.param({"vllm_gpu_memory_utilization": 0.5}, "--gpu-memory-utilization 0.5", id="memory share"),
+    pytest.param({"vllm_tensor_parallel_size": 2}, "--tensor-parallel-size 2", id="tensor parallel"),
+    pytest.param({"vllm_prefix_caching": False}, "--no-enable-prefix-caching", id="no prefix caching"),
+    pytest.param({"vllm_kv_cache_dtype": "fp8"}, "--kv-cache-dtype fp8", id="KV cache"),
+    pytest.param({"trust_remote_code": True}, "--trust-remote-code", id="remote code, when asked for"),
+    pytest.param({"tokenizer_name_or_path": "some/tokenizer"}, "--tokenizer some/tokenizer", id="another tokenizer"),
+    pytest.param({"vllm_engine_args": {"max_num_seqs": 64, "enforce_eager": True}},
+                 "--max-num-seqs 64 --enforce-eager", id="further engine arguments"),
+    pytest.param({"vllm_engine_args": {"distributed_executor_backend": "ray"}}, "--distributed-executor-backend ray",
+                 id="Ray"),
+    pytest.param({"name": "this-run"}, "--served-model-name this-run", id="a name of its own"),
+    pytest.param({"vllm_engine_args": {"dtype": "float16"}}, "--dtype float16", id="an engine argument wins"),
+])  # fmt: skip
+def test_what_the_recipe_says_is_on_the_command_line(changed: dict, flags: str):
+    assert f" {flags}" in command(**changed)
+
+
+def test_flags_that_depend_on_version_and_transport():
+    assert "--enable-scale-out" not in command(version="0.29.1")
+    assert "--enable-scale-out" in command(version="0.30.0rc1")
+    through_files = Placement("own_server", on_cpu=False, server_gpus=("3",), weight_transfer="folder")
+    assert "--weight-transfer-config" not in command(through_files)
+    assert "trust-remote-code" not in command()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", [
+    pytest.param(command(), id="four GPUs"),
+    pytest.param(command(vllm_engine_args={"distributed_executor_backend": "ray"}, vllm_tensor_parallel_size=16,
+                         vllm_kv_cache_dtype="fp8", vllm_prefix_caching=False, trust_remote_code=True), id="Ray"),
+    pytest.param(command(ON_CPU), id="CPU"),
+])  # fmt: skip
+def test_vllms_own_parser_takes_the_command_line(line: str):
+    """Every flag exists in the vLLM that is installed, with a value of the right type."""
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    words = shlex.split(line)
+    at = words.index("serve") if "serve" in words else words.index("--model")
+    flags = words[at + 2 :]
+    args = make_arg_parser(FlexibleArgumentParser()).parse_args(flags)
+    assert args.host == "127.0.0.1"
+    assert args.max_model_len == 1280
+    assert args.max_logprobs == -1
+    assert str(args.logprobs_mode) == "processed_logprobs"
+    assert args.enable_scale_out
+    assert args.revision == "main"
+    assert args.enable_prefix_caching == ("--enable-prefix-caching" in flags)
+
+
+def test_an_engine_inside_the_trainer_gets_the_recipes_revision_and_precision():
+    assert engine_arguments(values(vllm_kv_cache_dtype="fp8"), on_cpu=False) == {
+        "revision": "main", "dtype": "bfloat16", "enable_prefix_caching": True, "kv_cache_dtype": "fp8",
+    }  # fmt: skip
+    assert engine_arguments(values(), on_cpu=True)["dtype"] == "float32"
+
+
+def test_the_servers_environment_has_nothing_of_the_launchers():
+    launcher = {
+        "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3", "MASTER_ADDR": "a",
+        "MASTER_PORT": "1", "GROUP_RANK": "0", "ROLE_NAME": "x", "TORCHELASTIC_RUN_ID": "x",
+        "ACCELERATE_USE_DEEPSPEED": "true", "FSDP_VERSION": "2", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    ours = {"PATH": "/bin", "HF_TOKEN": "t", "NCCL_DEBUG": "INFO", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}
+    on_gpu = server_environment(FOURTH_GPU, launcher | ours)
+    assert on_gpu.pop("PYTHONPATH").endswith("scripts")
+    assert on_gpu == {**ours, "CUDA_VISIBLE_DEVICES": "3", "VLLM_SERVER_DEV_MODE": "1"}
+    on_cpu = server_environment(ON_CPU, launcher | ours | {"VLLM_CPU_KVCACHE_SPACE": "7"})
+    assert on_cpu["VLLM_CPU_KVCACHE_SPACE"] == "7"
+    assert on_cpu["PYTHONPATH"].endswith("scripts")
+    assert on_cpu["OMP_NUM_THREADS"] == "1"
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    ("[1, 2]", "must be `name: value` pairs"),
+    ("5", "must be `name: value` pairs"),
+    ("{a: 1}", "must be a JSON object"),
+])  # fmt: skip
+def test_engine_arguments_that_are_none(given: str, message: str):
+    with pytest.raises(RecipeError, match=message):
+        VLLMArguments(vllm_engine_args=given)
+
+
+def test_engine_arguments_on_the_command_line_are_json():
+    assert VLLMArguments(vllm_engine_args='{"max_num_seqs": 4}').vllm_engine_args == {"max_num_seqs": 4}
+
+
+# ---- waiting and dying, with a server that is only a process or only an address ------------------------------------
+
+
+def server(program: str, tmp_path: Path, port: int | None = None) -> VLLMServer:
+    return VLLMServer(
+        [sys.executable, "-u", "-c", program],
+        dict(os.environ),
+        f"http://127.0.0.1:{port or free_port()}",
+        tmp_path / "log",
+    )
+
+
+def test_a_server_that_dies_is_quoted(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    program = (
+        "print('loading'); print('\\x1b[31mValueError: no such model\\x1b[0m'); print('RuntimeError: see root cause')\n"
+        "raise SystemExit(4)"
+    )
+    dying = server(program, tmp_path)
+    dying.start()
+    with pytest.raises(VLLMServerError) as caught:
+        wait_until_healthy(dying.url, 60, dying)
+    assert "ended with exit code 4 (ValueError: no such model)" in str(caught.value)
+    assert str(tmp_path / "log") in str(caught.value)
+    assert "  vllm | ValueError: no such model\n" in capsys.readouterr().err  # without the colours
+    dying.stop()
+
+
+def test_a_server_that_never_answers_is_given_up_and_ended(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    silent = server("import time; print('thinking'); time.sleep(600)", tmp_path)
+    silent.start()
+    with pytest.raises(VLLMServerError, match=r"not ready within 1 s .*: raise vllm_server_timeout"):
+        wait_until_healthy(silent.url, 1, silent)
+    assert silent.exit_code() is None
+    silent.stop()
+    assert silent.exit_code() == 0
+    silent.stop()  # any number of times
+
+
+def test_an_older_log_is_kept(tmp_path: Path):
+    (tmp_path / "log").write_text("from before")
+    again = server("pass", tmp_path)
+    again.start()
+    again.wait_for_end(20)
+    assert (tmp_path / "log.old").read_text() == "from before"
+
+
+def test_somebody_elses_server_that_is_not_there():
+    with pytest.raises(VLLMServerError, match=r"no vLLM server answers at .*scripts/serve_vllm\.py"):
+        wait_until_healthy(f"http://127.0.0.1:{free_port()}", 0.1)
+
+
+def test_waiting_ends_when_the_server_answers(tmp_path: Path):
+    class Health(http.server.BaseHTTPRequestHandler):
+        answers = 0
+
+        def do_GET(self) -> None:
+            Health.answers += 1
+            self.send_response(503 if Health.answers < 3 else 200)  # starting, starting, ready
+            self.end_headers()
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Health) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        wait_until_healthy(f"http://127.0.0.1:{httpd.server_port}", 30)
+        httpd.shutdown()
+    assert Health.answers == 3

@@ -1,0 +1,66 @@
+"""What a run folder tells and keeps to itself."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from mini_r1.run_folder import folder as run_folder
+from mini_r1.run_folder.folder import LENGTH_METRIC, SUCCESS_METRIC, held_out_curve
+
+
+@pytest.mark.parametrize(
+    ("argv", "masked"),
+    [
+        (["--hub_token", "hf_x", "--max_steps", "3"], ["--hub_token", "***", "--max_steps", "3"]),
+        (["--hub_token=hf_x"], ["--hub_token=***"]),
+        (["--hub-token", "hf_x"], ["--hub-token", "***"]),
+        (["--max_prompt_tokens", "256"], ["--max_prompt_tokens", "256"]),
+        (["--hub_token"], ["--hub_token"]),
+    ],
+)
+def test_tokens_are_masked_in_the_recorded_command(argv: list[str], masked: list[str]):
+    assert run_folder._mask_tokens(argv) == masked
+
+
+def test_held_out_curve_has_one_point_a_step_and_an_interval_around_it():
+    history = [
+        {"step": 0, SUCCESS_METRIC: 0.25, LENGTH_METRIC: 40.0},
+        {"step": 1, "reward": 1.0},
+        {"step": 5, SUCCESS_METRIC: 0.5, LENGTH_METRIC: 60.0},
+        {"step": 5, SUCCESS_METRIC: 0.75, LENGTH_METRIC: 80.0},  # evaluated again after a resume
+    ]
+    first, last = held_out_curve(history, puzzles=100)
+    assert (first["step"], last["step"], last["pass@1"], last["mean_tokens"]) == (0, 5, 0.75, 80.0)
+    assert first["low"] < 0.25 < first["high"]
+    assert last["puzzles"] == 100
+
+
+def test_an_earlier_runs_files_are_set_aside_not_mixed_with(tmp_path: Path):
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "completion_samples.jsonl").write_text("old")
+    run_folder._set_aside(tmp_path, "first-run")
+    assert not (tmp_path / "samples").exists()
+    assert (tmp_path / "samples-first-run" / "completion_samples.jsonl").read_text() == "old"
+
+
+def test_the_fixed_names_point_to_the_newest_run_and_a_users_own_file_stays(tmp_path: Path):
+    (tmp_path / "success_completion_samples.txt").write_text("mine")
+    for name in ("a", "b"):
+        run_folder._link_samples(run_folder.Run(name, tmp_path / "out", tmp_path / name))
+        (tmp_path / name / "completion_samples.txt").write_text(name)
+    assert (tmp_path / "completion_samples.txt").read_text() == "b"
+    assert (tmp_path / "a" / "completion_samples.txt").read_text() == "a"
+    assert (tmp_path / "success_completion_samples.txt").read_text() == "mine"
+
+
+def test_a_download_inside_another_repository_has_not_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    commit = ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "--allow-empty", "--message", "another"]
+    for words in (["init", "--quiet"], commit):
+        subprocess.run(["git", "-C", tmp_path, *words], check=True)
+    room = tmp_path / "mini-r1-main" / "scripts" / "mini_r1" / "run_folder"
+    room.mkdir(parents=True)
+    monkeypatch.setattr(run_folder, "__file__", str(room / "run_folder.py"))
+    assert run_folder._git_commit() is None
