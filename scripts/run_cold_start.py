@@ -4,7 +4,7 @@
 
 A model of about a million parameters, built from scratch here, cannot discover by itself what a 3 B instruct model
 already half knows: two-digit arithmetic, the format, and the habit of trying again. This script trains it with TRL's
-`SFTTrainer` on search traces (`mini_r1.traces`) over generated puzzles, behind exactly the prompt of
+`SFTTrainer` on search traces (`mini_r1.countdown.traces`) over generated puzzles, behind exactly the prompt of
 `run_r1_grpo.py`. Two things are ours: the traces, and the order in which they come.
 
 1. `persistent_first_share` of the training shows traces that search until they find a solution. They are long, hence
@@ -20,8 +20,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 import time
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -30,16 +30,19 @@ from typing import Any
 
 import numpy as np
 
-from mini_r1.common import DataError, RecipeError, fail
-from mini_r1.countdown import traces
-from mini_r1.countdown.dataset import GENERATE, PuzzleSplit, load_puzzles
+from mini_r1.common import run_cli
+from mini_r1.countdown import SYSTEM_PROMPT, TASK, USER_PROMPT
+from mini_r1.countdown.dataset import PuzzleArguments
 from mini_r1.countdown.puzzle import Puzzle
+from mini_r1.countdown.traces import write_trace
+from mini_r1.generation.sampling import Sampling, generate
 from mini_r1.intervals import wilson_interval
-from mini_r1.recipe import parsing as recipe
+from mini_r1.recipe.checks import check_writable, require, require_at_least
+from mini_r1.recipe.parsing import parse
 from mini_r1.responses import judge, response, thinking
-from mini_r1.run_folder import folder as run_folder
+from mini_r1.run_folder.folder import set_up_logging
 from mini_r1.signs import count_attempts
-from run_r1_grpo import SYSTEM_PROMPT, USER_PROMPT, build_prompt
+from run_r1_grpo import build_prompt
 
 # ChatML, as Qwen writes it: the tiny model sees the same turns as the article's 3 B model.
 CHAT_TEMPLATE = (
@@ -52,17 +55,11 @@ TAGS = ["<think>", "</think>", "<answer>", "</answer>"]
 # speed of everything that is done with this model.
 PHRASES = [SYSTEM_PROMPT, *re.split(r"\{\w+\}", USER_PROMPT)]
 
-EVAL_BATCH = 128
-
 
 @dataclass
 class ColdStartArguments:
-    """What the recipe says beyond TRL's SFTConfig."""
+    """What the recipe says beyond TRL's SFTConfig and the task's own keys; `dataset_seed` also seeds the traces."""
 
-    puzzles: int = field(default=100_000, metadata={"help": "Distinct puzzles to generate, held-out ones included."})
-    puzzle_seed: int = field(default=0, metadata={"help": "Seed of the puzzles, the traces and their order."})
-    number_counts: list[int] = field(default_factory=lambda: [3], metadata={"help": "How many numbers a puzzle has."})
-    held_out_puzzles: int = field(default=1024, metadata={"help": "Puzzles' worth to hold out of training."})
     eval_puzzles: int = field(default=1024, metadata={"help": "Held-out puzzles to sample an answer for at the end."})
     persistent_first_share: float = field(default=0.75, metadata={"help": "Share of training that never gives up."})
     give_up_share: float = field(default=0.8, metadata={"help": "Share of later traces that lose heart."})
@@ -75,24 +72,14 @@ class ColdStartArguments:
     num_attention_heads: int = field(default=4, metadata={"help": "Attention heads per layer."})
 
 
-def check_values(values: Any) -> None:
+def check_values(values: Namespace) -> None:
     """Refuses values that cannot work. Raises RecipeError, which names the key."""
     for key in ("persistent_first_share", "give_up_share", "give_up_rate"):
-        recipe.require(0 <= getattr(values, key) <= 1, key, "between 0 and 1", getattr(values, key))
-    recipe.require_at_least(values, 0, "learning_rate", exclusive=True)
-    recipe.require_at_least(
-        values, 1, "max_steps", "max_attempts", "puzzles", "held_out_puzzles", "eval_puzzles",
-        "per_device_train_batch_size", "num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size",
-    )  # fmt: skip
-    recipe.require_at_least(values, 300, "vocab_size")  # 256 bytes, the tags and the phrases
-    recipe.require(values.gradient_accumulation_steps == 1, "gradient_accumulation_steps", "1, the data are ordered "
-                   "for it", values.gradient_accumulation_steps)  # fmt: skip
-    recipe.require(
-        values.hidden_size % values.num_attention_heads == 0,
-        "hidden_size",
-        f"a multiple of num_attention_heads ({values.num_attention_heads})",
-        values.hidden_size,
-    )
+        require(0 <= getattr(values, key) <= 1, key, "between 0 and 1", getattr(values, key))
+    require_at_least(values, 1, *"max_steps max_attempts dataset_rows held_out_puzzles eval_puzzles".split())
+    require_at_least(values, 300, "vocab_size")  # 256 bytes, the tags and the phrases
+    accumulation = values.gradient_accumulation_steps
+    require(accumulation == 1, "gradient_accumulation_steps", "1, the data are ordered for it", accumulation)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -100,19 +87,18 @@ def check_values(values: Any) -> None:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def write_traces(split: PuzzleSplit, count: int, args: ColdStartArguments) -> list[tuple[Puzzle, str]]:
-    """`count` traces over training puzzles, in the order of the curriculum; a puzzle may come again with another."""
-    rng = np.random.default_rng(args.puzzle_seed)
-    mixture_from = int(args.persistent_first_share * count)
+def write_traces(
+    puzzles: Sequence[Puzzle], count: int, seed: int, args: ColdStartArguments
+) -> list[tuple[Puzzle, str]]:
+    """`count` traces over the puzzles, in the order of the curriculum; a puzzle may come again with another."""
+    rng = np.random.default_rng(seed)
+    persistent = int(args.persistent_first_share * count)
     examples: list[tuple[Puzzle, str]] = []
     while len(examples) < count:
-        puzzle = split.train[int(rng.integers(len(split.train)))]
-        trace = traces.write_trace(
-            puzzle,
-            rng,
-            give_up_share=0.0 if len(examples) < mixture_from else args.give_up_share,
-            give_up_rate=args.give_up_rate,
-            max_attempts=args.max_attempts,
+        puzzle = puzzles[int(rng.integers(len(puzzles)))]
+        share = 0.0 if len(examples) < persistent else args.give_up_share
+        trace = write_trace(
+            puzzle, rng, give_up_share=share, give_up_rate=args.give_up_rate, max_attempts=args.max_attempts
         )
         if trace is not None:
             examples.append((puzzle, trace))
@@ -173,21 +159,20 @@ def make_model(args: ColdStartArguments, tokenizer: Any) -> Any:
     """A freshly initialised Qwen2-architecture model."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    return Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=len(tokenizer),
-            hidden_size=args.hidden_size,
-            intermediate_size=args.intermediate_size,
-            num_hidden_layers=args.num_hidden_layers,
-            num_attention_heads=args.num_attention_heads,
-            num_key_value_heads=args.num_attention_heads,
-            max_position_embeddings=1024,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=args.hidden_size,
+        intermediate_size=args.intermediate_size,
+        num_hidden_layers=args.num_hidden_layers,
+        num_attention_heads=args.num_attention_heads,
+        num_key_value_heads=args.num_attention_heads,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
+    return Qwen2ForCausalLM(config)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -197,51 +182,34 @@ def make_model(args: ColdStartArguments, tokenizer: Any) -> Any:
 _STEP = re.compile(r"\b(\d{1,9})([-+*/])(\d{1,9})=(\d{1,9})\b")
 
 
-def check_arithmetic(texts: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """For each operation, how many of the steps written in the traces' notation are right: symbol -> (right, all)."""
-    counts = {symbol: [0, 0] for symbol in "+-*/"}
-    for text in texts:
-        for left, symbol, right, result in _STEP.findall(text):
-            a, b, c = int(left), int(right), int(result)
-            right_result = {"+": a + b == c, "-": a - b == c, "*": a * b == c, "/": b != 0 and a == b * c}[symbol]
-            counts[symbol][0] += right_result
-            counts[symbol][1] += 1
-    return {symbol: (right, total) for symbol, (right, total) in counts.items()}
+def check_arithmetic(texts: Iterable[str]) -> dict[str, str]:
+    """How many of the steps written in the traces' notation are right, for each operation: symbol -> `right of all`."""
+    counts: Counter[tuple[str, bool]] = Counter()
+    for left, symbol, right, result in _STEP.findall("\n".join(texts)):
+        a, b, c = int(left), int(right), int(result)
+        is_right = {"+": a + b == c, "-": a - b == c, "*": a * b == c, "/": b != 0 and a == b * c}[symbol]
+        counts[symbol, is_right] += 1
+    return {sign: f"{counts[sign, True]} of {counts[sign, True] + counts[sign, False]}" for sign in "+-*/"}
 
 
-def sample_held_out(model: Any, tokenizer: Any, puzzles: Sequence[Puzzle], max_new_tokens: int) -> dict[str, Any]:
-    """One sampled answer per puzzle at temperature 1.0: pass@1, reasons, lengths, and how sound the arithmetic is."""
-    import torch
-
-    model.eval()
-    tokenizer.padding_side = "left"
-    texts: list[str] = []
-    lengths: list[int] = []
-    for start in range(0, len(puzzles), EVAL_BATCH):
-        prompts = [build_prompt(tokenizer, *puzzle) for puzzle in puzzles[start : start + EVAL_BATCH]]
-        inputs = tokenizer(prompts, return_tensors="pt", padding=True).to(model.device)
-        with torch.no_grad():
-            out = model.generate(
-                **inputs, max_new_tokens=max_new_tokens, do_sample=True, temperature=1.0, top_k=0, top_p=1.0
-            )
-        out = out[:, inputs["input_ids"].shape[1] :]
-        texts.extend(tokenizer.batch_decode(out, skip_special_tokens=True))
-        lengths.extend((out != tokenizer.pad_token_id).sum(dim=1).tolist())
-    responses = [response(text) for text in texts]
-    reasons = Counter(judge(text, *puzzle).reason.value for text, puzzle in zip(responses, puzzles, strict=True))
+def sample_held_out(model: Any, tokenizer: Any, puzzles: Sequence[Puzzle], max_tokens: int) -> dict[str, Any]:
+    """One sampled answer per puzzle at temperature 1: pass@1, reasons, lengths, and how sound the arithmetic is."""
+    prompts = [build_prompt(tokenizer, puzzle) for puzzle in puzzles]
+    sampling = Sampling(max_tokens=max_tokens, batch_size=128)
+    drawn = [one for (one,) in generate(model, tokenizer, prompts, sampling, [tokenizer.eos_token_id])]
+    texts = [response(one.text) for one in drawn]
+    reasons = Counter(judge(TASK, text, puzzle).reason.value for text, puzzle in zip(texts, puzzles, strict=True))
     low, high = wilson_interval(reasons["correct"], len(puzzles))
-    for puzzle, text in list(zip(puzzles, responses, strict=True))[:5]:
-        print(f"\nnumbers {list(puzzle.nums)}, target {puzzle.target}\n{text}")
+    for puzzle, text in list(zip(puzzles, texts, strict=True))[:5]:
+        print(f"\n{puzzle}\n{text}")
     return {
         "puzzles": len(puzzles),
         "pass@1": round(reasons["correct"] / len(puzzles), 4),
         "pass@1_95%_interval": [round(low, 4), round(high, 4)],
         "reasons": dict(reasons.most_common()),
-        "mean_tokens": round(float(np.mean(lengths)), 1),
-        "mean_attempts": round(float(np.mean([count_attempts(thinking(text)) for text in responses])), 2),
-        "arithmetic_right": {
-            symbol: f"{right} of {total}" for symbol, (right, total) in check_arithmetic(responses).items()
-        },
+        "mean_tokens": round(float(np.mean([one.tokens for one in drawn])), 1),
+        "mean_attempts": round(float(np.mean([count_attempts(thinking(text)) for text in texts])), 2),
+        "arithmetic_right": check_arithmetic(texts),
     }
 
 
@@ -250,47 +218,39 @@ def sample_held_out(model: Any, tokenizer: Any, puzzles: Sequence[Puzzle], max_n
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def main(argv: list[str]) -> None:
+def make_dataset(examples: Sequence[tuple[Puzzle, str]], tokenizer: Any, batch_size: int, seed: int) -> tuple[Any, int]:
+    """Prompts and completions in the order of training, and the tokens of the longest completion."""
     from datasets import Dataset
-    from transformers import set_seed
-    from trl import SFTConfig, SFTTrainer
 
-    # ---- recipe and puzzles ----------------------------------------------------------------------------------------
-    try:
-        args, training_args = recipe.parse((ColdStartArguments, SFTConfig), argv, check_values)
-        run_folder.set_up_logging(training_args)
-        run_folder.check_writable(training_args.output_dir)
-        split = load_puzzles(
-            GENERATE,
-            rows=args.puzzles,
-            seed=args.puzzle_seed,
-            held_out_puzzles=args.held_out_puzzles,
-            number_counts=args.number_counts,
-        )
-    except (RecipeError, DataError) as error:
-        fail(str(error))
-    if not split.held_out:
-        fail("no puzzle is held out: raise puzzles or held_out_puzzles")
-    set_seed(training_args.seed)
-
-    # ---- traces and tokenizer --------------------------------------------------------------------------------------
-    batch_size = training_args.per_device_train_batch_size
-    examples = write_traces(split, training_args.max_steps * batch_size, args)
-    roles = ["system user assistant\n"] * 100  # so that each becomes one token
-    tokenizer = make_tokenizer([*(trace for _, trace in examples[-2000:]), *roles], args.vocab_size)
-    prompts = [build_prompt(tokenizer, *puzzle) for puzzle, _ in examples]
+    prompts = [build_prompt(tokenizer, puzzle) for puzzle, _ in examples]
     completions = [trace + tokenizer.eos_token for _, trace in examples]
     lengths = [len(ids) for ids in tokenizer(completions)["input_ids"]]
-    order = order_examples(lengths, batch_size, seed=args.puzzle_seed)
-    dataset = Dataset.from_dict({"prompt": [prompts[i] for i in order], "completion": [completions[i] for i in order]})
-    print(
-        f"{len(order)} traces over {len(split.train)} puzzles; a prompt has {len(tokenizer(prompts[0])['input_ids'])} "
-        f"tokens, a trace {np.mean(lengths):.0f} on average and {max(lengths)} at most"
-    )
+    order = order_examples(lengths, batch_size, seed)
+    print(f"{len(order)} traces, of {np.mean(lengths):.0f} tokens on average and {max(lengths)} at most")
+    columns = {"prompt": [prompts[i] for i in order], "completion": [completions[i] for i in order]}
+    return Dataset.from_dict(columns), max(lengths)
 
-    # ---- model and training ----------------------------------------------------------------------------------------
+
+def main(argv: list[str]) -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    own = (ColdStartArguments, PuzzleArguments)
+    args, puzzle_args, training_args = parse(argv, __doc__, own, ("SFTConfig",), check_values)
+    from transformers import set_seed
+    from trl import SFTTrainer
+
+    set_up_logging(training_args.output_dir)
+    check_writable(training_args.output_dir)
+    split = TASK.load(puzzle_args, True)
+    set_seed(training_args.seed)
+
+    batch_size = training_args.per_device_train_batch_size
+    examples = write_traces(split.train, training_args.max_steps * batch_size, puzzle_args.dataset_seed, args)
+    roles = ["system user assistant\n"] * 100  # so that each becomes one token
+    tokenizer = make_tokenizer([*(trace for _, trace in examples[-2000:]), *roles], args.vocab_size)
+    dataset, longest = make_dataset(examples, tokenizer, batch_size, puzzle_args.dataset_seed)
     model = make_model(args, tokenizer)
     print(f"{model.num_parameters() / 1e6:.2f} M parameters, {len(tokenizer)} tokens in the vocabulary")
+
     started = time.monotonic()
     trainer = SFTTrainer(model=model, args=training_args, train_dataset=dataset, processing_class=tokenizer)
     trainer.train()
@@ -299,8 +259,7 @@ def main(argv: list[str]) -> None:
     trainer.save_model(training_args.output_dir)
     tokenizer.save_pretrained(training_args.output_dir)
 
-    # ---- held-out success ------------------------------------------------------------------------------------------
-    result = sample_held_out(trainer.model, tokenizer, split.held_out[: args.eval_puzzles], 2 * max(lengths))
+    result = sample_held_out(trainer.model, tokenizer, split.held_out[: args.eval_puzzles], 2 * longest)
     result |= {"parameters": model.num_parameters(), "training_minutes": round(minutes, 1)}
     text = json.dumps(result, indent=2)
     Path(training_args.output_dir, "cold_start.json").write_text(text + "\n")
@@ -308,8 +267,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    if "--help" in sys.argv[1:] or "-h" in sys.argv[1:]:
-        recipe.print_short_help(__doc__, ColdStartArguments)
-        sys.exit()
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    main(sys.argv[1:])
+    run_cli(main)

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import signal
 import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from check_gpu import partitioning
-
-ROOT = Path(__file__).resolve().parent.parent
-TINY_MODEL = ROOT / "configs" / "tiny-countdown"
-TINY_RECIPE = ROOT / "receipes" / "grpo-tiny-countdown-cpu.yaml"
-ACCELERATE_CONFIGS = ROOT / "configs" / "accelerate_configs"
+from mini_r1.countdown import TASK
+from mini_r1.launching import (  # noqa: F401  tests import them from here
+    ACCELERATE_CONFIGS,
+    QUICK,
+    ROOT,
+    TINY_MODEL,
+    TINY_RECIPE,
+    flags,
+    launch_command,
+)
+from mini_r1.recipe import Recipe
+from mini_r1.recipe.arguments import GuardArguments, HubArguments, ScriptArguments, VLLMArguments
 
 # These are the tests that need no GPU: they see none where there is one.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -29,21 +33,6 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 # Started in the background by a shell, we would ignore Ctrl-C, and so would every program that the tests start.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-# The tiny recipe cut down to a few seconds of work.
-QUICK = {
-    "max_steps": 2,
-    "per_device_train_batch_size": 8,
-    "gradient_accumulation_steps": 1,
-    "num_generations": 4,
-    "max_completion_length": 32,
-    "dataset_rows": 300,
-    "eval_puzzles": 16,
-    "per_device_eval_batch_size": 16,
-    "eval_steps": 2,
-    "save_steps": 1,
-    "sample_share": 1.0,
-}
 
 
 def program_environment(**extra: str) -> dict[str, str]:
@@ -53,43 +42,35 @@ def program_environment(**extra: str) -> dict[str, str]:
     return env | {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1", **extra}
 
 
-def flags(**values: object) -> list[str]:
-    return [part for key, value in values.items() for part in (f"--{key}", str(value))]
-
-
-@functools.cache
-def partitioned(config: str) -> Path:
-    """A ZeRO-3 configuration under which the tiny model is really partitioned."""
-    return partitioning(ACCELERATE_CONFIGS / config, Path(tempfile.mkdtemp(prefix="mini-r1-test-")), 360_000)
+def draft(**keys: object) -> Recipe:
+    """A recipe of these keys, and of the defaults of this project's own; TRL's are those that are given."""
+    own = (ScriptArguments, TASK.arguments, VLLMArguments, HubArguments, GuardArguments)
+    defaults = {key: value for arguments in own for key, value in vars(arguments()).items()}
+    return Recipe.draft(TASK, SimpleNamespace(**{**defaults, **keys}))
 
 
 class Launcher:
     """Runs `run_r1_grpo.py` through `accelerate launch`, from the repository's root, as README says."""
 
-    def command(
-        self, config: str, recipe: Path, launch_flags: list[str], scaled: bool = True, **overrides: object
-    ) -> list[str]:
-        path = partitioned(config) if "zero3" in config and scaled else ACCELERATE_CONFIGS / config
-        return [
-            sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch",
-            "--config_file", str(path), *launch_flags,
-            "scripts/run_r1_grpo.py", "--config", str(recipe), *flags(**overrides),
-        ]  # fmt: skip
-
     def start(
         self,
         config: str = "cpu.yaml",
-        recipe: Path = TINY_RECIPE,
         launch_flags: tuple[str, ...] = (),
+        recipe: Path = TINY_RECIPE,
+        small: bool = True,
         threads: int = 1,
         stdout: Any = subprocess.PIPE,
         **overrides: object,
     ) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            self.command(config, recipe, list(launch_flags), **overrides),
-            cwd=ROOT, env=program_environment(OMP_NUM_THREADS=str(threads)), text=True, start_new_session=True,
-            stdout=stdout, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+            launch_command(config, overrides, launch_flags=launch_flags, recipe=recipe, small=small),
+            cwd=ROOT,
+            env=program_environment(OMP_NUM_THREADS=str(threads)),
+            text=True,
+            start_new_session=True,
+            stdout=stdout,
+            stderr=subprocess.STDOUT,
+        )
 
     def run(self, *args: object, timeout: float = 850, **kwargs: object) -> tuple[int, str]:
         """Exit code and the whole output; nothing that was started survives."""

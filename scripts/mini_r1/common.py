@@ -5,9 +5,11 @@ Imports nothing of ours.
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import sys
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 
@@ -23,11 +25,78 @@ class DataError(UserError):
     """The puzzles cannot be used."""
 
 
-def fail(message: str, code: int = 2) -> NoReturn:
-    """Ends the program with an exit code and one line, printed by the first process of each node only."""
+class RunError(UserError):
+    """A run folder, a checkpoint or a model cannot be used as asked."""
+
+
+class DiskError(UserError):
+    """A disk does not take what a program writes."""
+
+
+class HubError(UserError):
+    """The Hub refuses what was asked of it."""
+
+
+class ServerError(UserError):
+    """The vLLM server cannot be used (any more); raised on every rank at once."""
+
+
+class GuardError(UserError):
+    """A guard stops the run; raised on every rank at once.
+
+    Args:
+        message: one sentence.
+        is_sound: whether the weights are still worth saving.
+    """
+
+    def __init__(self, message: str, *, is_sound: bool = True):
+        super().__init__(message)
+        self.is_sound = is_sound
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Programs
+# --------------------------------------------------------------------------------------------------------------------
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's parser whose description is a module's docstring and whose errors are one line. Raises RecipeError."""
+
+    def __init__(self, description: str | None):
+        raw = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=description, formatter_class=raw, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise RecipeError(message)
+
+
+def run_cli(main: Callable[[list[str]], None], *, abandon: Callable[[], bool] = lambda: False) -> NoReturn:
+    """Runs a script's `main` and ends the program: exit code 0, 1 (refused or failed) or 130 (Ctrl-C).
+
+    Anything but a UserError is a bug and shows its traceback.
+
+    Args:
+        main: takes the command line without the program's name.
+        abandon: whether threads are at work that the program must not wait for.
+    """
+    code = 0
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        code = report(error)
+    except KeyboardInterrupt:
+        code = report("interrupted", 130)
+    if abandon():
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def report(error: UserError | str, code: int = 1) -> int:
+    """Prints an error's one line, by the first process of each node only; returns the exit code."""
     if is_first_process():
-        print(f"error: {masked(printable(' '.join(str(message).split())))}", file=sys.stderr, flush=True)
-    raise SystemExit(code)
+        print(f"error: {masked(printable(' '.join(str(error).split())))}", file=sys.stderr, flush=True)
+    return code
 
 
 def say(*lines: str) -> None:
@@ -36,29 +105,61 @@ def say(*lines: str) -> None:
         print(*lines, sep="\n", flush=True)
 
 
+# --------------------------------------------------------------------------------------------------------------------
+# Text and numbers
+# --------------------------------------------------------------------------------------------------------------------
+
+
 def printable(text: str) -> str:
-    """Model text with control characters escaped, so that showing a file can never drive a terminal."""
+    """Text with control characters escaped, so that showing it can never drive a terminal."""
     return "".join(c if c in "\n\t" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def first_line(error: BaseException) -> str:
+    """An error of a library in one line of at most 300 characters: its first line, or its type where it has none."""
+    lines = str(error).strip().splitlines()
+    return printable(lines[0] if lines else type(error).__name__)[:300]
+
+
 _SECRET = re.compile(r"hf_[\w-]{6,}|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
+_SECRET_KEYS = ("token", "password", "api_key", "api-key")
 
 
 def masked(value: Any) -> Any:
     """A value, however nested, without tokens and passwords: by the names of keys, and by what looks like one."""
     if isinstance(value, dict):
-        return {
-            key: "***" if str(key).endswith(("token", "password", "api_key")) and isinstance(inner, str) and inner
-            else masked(inner)
-            for key, inner in value.items()
-        }  # fmt: skip
+        hidden = {key for key, inner in value.items() if str(key).endswith(_SECRET_KEYS) and inner}
+        return {key: "***" if key in hidden and isinstance(v, str) else masked(v) for key, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [masked(inner) for inner in value]
     return _SECRET.sub("***", value) if isinstance(value, str) else value
 
 
+def masked_command(argv: list[str]) -> list[str]:
+    """A command line without the values of `--hub_token` and its like."""
+    shown = list(argv)
+    for i, word in enumerate(argv):
+        flag, equals, _ = word.partition("=")
+        if flag.startswith("--") and flag.endswith(_SECRET_KEYS):
+            if equals:
+                shown[i] = f"{flag}=***"
+            elif i + 1 < len(argv):
+                shown[i + 1] = "***"
+    return shown
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value from a JSON or YAML file is a number that arithmetic and curves can take (|x| <= 1e100)."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1e100
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Ranks, as the launcher says
+# --------------------------------------------------------------------------------------------------------------------
+
+
 def is_first_process() -> bool:
-    """Whether this is the process of each node that speaks, as the launcher says."""
+    """Whether this is the process of each node that speaks."""
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
@@ -68,5 +169,5 @@ def is_main_process() -> bool:
 
 
 def world_size() -> int:
-    """How many processes train, as the launcher says."""
+    """How many processes train."""
     return int(os.environ.get("WORLD_SIZE", "1"))

@@ -1,50 +1,15 @@
-"""Success rates and their intervals. Standard library only."""
+"""Success rates and their 95 % intervals. Standard library only.
+
+The unit is the puzzle, because several completions of one puzzle are not independent trials (E. Miller, "Adding Error
+Bars to Evals", arXiv:2411.00640, 2024: clustered and paired standard errors).
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 
-# Two-sided 95 %.
-Z95 = 1.959963984540054
-
-
-@lru_cache(maxsize=1024)
-def t95(degrees: int) -> float:
-    """Two-sided 95 % quantile of Student's t: |T| stays below it with probability 0.95.
-
-    The distribution of a whole number of degrees of freedom is a finite sum over the powers of cos(atan(t / sqrt(n)))
-    (Abramowitz and Stegun, 26.7.3 and 26.7.4), which is bisected here.
-
-    Args:
-        degrees: degrees of freedom, 1 or more.
-
-    Raises:
-        ValueError: when there are none.
-
-    Example:
-        >>> round(t95(1), 3), round(t95(9), 3), round(t95(511), 3)
-        (12.706, 2.262, 1.965)
-    """
-    if degrees < 1:
-        raise ValueError(f"need 1 degree of freedom or more, got {degrees}")
-    is_odd = degrees % 2
-
-    def probability(angle: float) -> float:
-        square = math.cos(angle) ** 2
-        term = math.cos(angle) if is_odd else 1.0
-        total = 0.0
-        for power in range(2 + is_odd, degrees + 1, 2):
-            total += term
-            term *= square * (power - 1) / power
-        inner = math.sin(angle) * total
-        return 2 / math.pi * (angle + inner) if is_odd else inner
-
-    low, high = 0.0, math.pi / 2
-    while low < (middle := (low + high) / 2) < high:
-        low, high = (middle, high) if probability(middle) < 0.95 else (low, middle)
-    return math.sqrt(degrees) * math.tan(middle)
+Z95 = 1.959963984540054  # normal quantile, two-sided 95 %
 
 
 def wilson_interval(successes: float, trials: float, z: float = Z95) -> tuple[float, float]:
@@ -54,16 +19,15 @@ def wilson_interval(successes: float, trials: float, z: float = Z95) -> tuple[fl
 
     Args:
         successes: how many trials succeeded (a float, for rates that were averaged elsewhere).
-        trials: how many there were, at least 1 (a float, for an effective number).
+        trials: how many there were, at least 1.
         z: normal quantile; the default gives 95 % confidence.
 
     Raises:
         ValueError: when `trials` is below 1 or `successes` is outside 0..trials.
 
     Example:
-        >>> low, high = wilson_interval(50, 100)
-        >>> round(low, 3), round(high, 3)
-        (0.404, 0.596)
+        >>> [round(bound, 3) for bound in wilson_interval(50, 100)]
+        [0.404, 0.596]
     """
     if trials < 1 or not 0 <= successes <= trials:
         raise ValueError(f"need 0 <= successes <= trials and trials >= 1, got {successes} of {trials}")
@@ -98,71 +62,53 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     return 1 - math.comb(samples - correct, k) / math.comb(samples, k)
 
 
-def _mean_and_variance(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and the estimated variance of that mean (0 for a single value)."""
+def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and its standard error: exactly 0 where the values are alike but for rounding."""
     mean = math.fsum(values) / len(values)
-    if len(values) == 1:
-        return mean, 0.0
-    return mean, math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values)
+    variance = math.fsum((value - mean) ** 2 for value in values) / max(1, len(values) - 1)
+    error = math.sqrt(variance / len(values))
+    return mean, error if error > 1e-9 else 0.0
 
 
 def rate_interval(per_puzzle: Sequence[float], completions: int | None = None) -> tuple[float, float, float]:
-    """Mean success over puzzles with its 95 % interval, when each puzzle has a rate of its own.
+    """Mean success over puzzles with its 95 % interval, within 0..1.
 
-    Several completions of one puzzle are not independent trials, so puzzles are the unit: the spread between them
-    tells how many independent trials the mean is worth, and that many go into Wilson's interval (Korn and Graubard,
-    Survey Methodology 24, 1998, do this with another interval). Few puzzles tell little about their spread, for which
-    the number is lowered as there, by the square of a ratio of Student's t; but each puzzle is worth one trial at
-    least. With one completion a puzzle it is Wilson's own.
+    Wilson's interval where every puzzle is a success or a failure (one completion each), or all are alike; else the
+    normal approximation, which holds the truth in 88 of 100 simulated experiments with 5 puzzles, in 94 with 30.
 
     Args:
-        per_puzzle: one estimate a puzzle, each from 0 to 1.
-        completions: how many there are of all puzzles, which the mean can never be worth more than; None when that is
-            not known.
+        per_puzzle: one estimate per puzzle, each from 0 to 1; at least one.
+        completions: how many there are of all puzzles together, when known: by chance, few puzzles may differ little,
+            but their mean is never worth more than this many independent trials.
 
     Returns:
         mean, low, high.
-
-    Raises:
-        ValueError: when there is no puzzle.
-
-    Example:
-        >>> [round(value, 3) for value in rate_interval([1.0] * 50 + [0.0] * 50)]
-        [0.5, 0.404, 0.596]
     """
-    if not per_puzzle:
-        raise ValueError("no puzzle, no rate")
-    mean, variance = _mean_and_variance(per_puzzle)
-    puzzles = len(per_puzzle)
-    worth = float(puzzles)  # no spread says nothing about the interval's width
-    if variance > 0 and 0 < mean < 1:
-        certainty = (t95(completions - 1) if completions and completions > 1 else Z95) / t95(puzzles - 1)
-        worth = mean * (1 - mean) / variance * puzzles / (puzzles - 1) * certainty**2
-        worth = max(puzzles, min(worth, completions or math.inf))
-    low, high = wilson_interval(min(1.0, max(0.0, mean)) * worth, worth)
-    return mean, low, high
+    mean, error = _mean_and_error(per_puzzle)
+    if not error or set(per_puzzle) <= {0, 1}:
+        return mean, *wilson_interval(mean * len(per_puzzle), len(per_puzzle))
+    if completions:
+        error = max(error, math.sqrt(mean * (1 - mean) / completions))
+    return mean, max(0.0, mean - Z95 * error), min(1.0, mean + Z95 * error)
 
 
 def difference_interval(before: Sequence[float], after: Sequence[float]) -> tuple[float, float, float]:
-    """Mean change on the same puzzles with its 95 % interval.
+    """Mean change on the same puzzles with its 95 % interval, by the normal approximation, within -1..1.
 
-    The puzzles are paired, which takes their difficulty out of the comparison. Student's t with one degree of freedom
-    less than there are puzzles; where all puzzles change alike, the half width is that of a rate of 0 or 1 among so
-    many puzzles. A single puzzle says nothing: -1 to 1.
+    Pairing the puzzles takes their difficulty out of the comparison. Where all change alike, the half width is that
+    of a rate of 0 among this many puzzles. A single puzzle says nothing: -1 to 1.
 
     Args:
-        before, after: one estimate a puzzle, in the same order.
+        before, after: one estimate per puzzle, in the same order; at least one.
 
     Returns:
-        mean of after - before, low, high, within -1..1.
+        mean of after - before, low, high.
 
     Raises:
-        ValueError: when the lists are empty or differ in length.
+        ValueError: when the lists differ in length.
     """
-    if not before or len(before) != len(after):
-        raise ValueError(f"need the same puzzles on both sides, got {len(before)} and {len(after)}")
-    mean, variance = _mean_and_variance([b - a for a, b in zip(before, after, strict=True)])
+    mean, error = _mean_and_error([b - a for a, b in zip(before, after, strict=True)])
     if len(before) == 1:
         return mean, -1.0, 1.0
-    half = t95(len(before) - 1) * math.sqrt(variance) if variance else wilson_interval(0, len(before))[1]
+    half = Z95 * error or wilson_interval(0, len(before))[1]
     return mean, max(-1.0, mean - half), min(1.0, mean + half)

@@ -66,37 +66,12 @@ def count_attempts(reasoning: str) -> int:
         >>> count_attempts("44 + 19 = 63, 63 + 35 = 98. Then 44 - 19 gives 25")
         2
     """
-    return sum(1 for clause in CLAUSE_END.split(reasoning) if RESULT.search(clause))
-
-
-def count_verifications(reasoning: str) -> int:
-    """How often a result is held against the target: `this works`, `let me check`, `yes!`, ..."""
-    return len(VERIFICATION.findall(reasoning))
-
-
-def count_self_corrections(reasoning: str) -> int:
-    """How often the reasoning turns on itself: `too high`, `doesn't work`, `let me try`, `wait`, `no`, ..."""
-    return len(CORRECTION.findall(reasoning))
-
-
-def count_subgoals(reasoning: str) -> int:
-    """How often an intermediate aim is named: `I need 54`, `54 more`, `the remaining`, `working backwards`, ..."""
-    return len(SUBGOAL.findall(reasoning))
+    return sum(RESULT.search(clause) is not None for clause in CLAUSE_END.split(reasoning))
 
 
 SIGNS = {
     "attempts": count_attempts,
-    "verifications": count_verifications,
-    "self_corrections": count_self_corrections,
-    "subgoals": count_subgoals,
+    "verifications": lambda reasoning: len(VERIFICATION.findall(reasoning)),
+    "self_corrections": lambda reasoning: len(CORRECTION.findall(reasoning)),
+    "subgoals": lambda reasoning: len(SUBGOAL.findall(reasoning)),
 }
-
-
-def signs_of_search(reasoning: str) -> dict[str, int]:
-    """All four counts, by name.
-
-    Example:
-        >>> signs_of_search("67-23=44, 44-35=9 too low\\n67+23=90, 90-35=55 too low\\n67-23=44, 44+35=79 yes!")
-        {'attempts': 3, 'verifications': 1, 'self_corrections': 2, 'subgoals': 0}
-    """
-    return {name: count(reasoning) for name, count in SIGNS.items()}

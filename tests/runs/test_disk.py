@@ -1,4 +1,4 @@
-"""Disks that are full, refuse, or lose their server: training goes on, and the last good checkpoint stays as it was."""
+"""Disks that are full, refuse, or lose their server: training continues, and the last good checkpoint stays as it was."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import chaos
 import forked_run
 from conftest import ROOT, program_environment, wait_until
-from mini_r1.run_folder import resume as resumption
+from mini_r1.run_folder.manifest import checkpoints_in, fault_in, read_description
 
 pytestmark = pytest.mark.slow
 
@@ -25,6 +25,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return chaos.undisturbed(tmp_path_factory.mktemp("reference") / "run", **QUICK)
 
 
+@pytest.mark.long
 def test_a_disk_that_is_full_for_a_while(reference: Path, tmp_path: Path):
     """A real file system of 64 MB, filled to the last byte during steps 4 to 6."""
     disk, kept = tmp_path / "disk", tmp_path / "kept"
@@ -45,11 +46,11 @@ def test_a_disk_that_is_full_for_a_while(reference: Path, tmp_path: Path):
     assert done.returncode == 0, output
     assert "step 4: no checkpoint could be written" in output
     assert "step 6: no checkpoint could be written" in output
-    assert "checkpoint-2 stays the one to go on from" in output
+    assert "checkpoint-2 stays the one to resume from" in output
     assert "cannot write samples" in output
     assert output.count("cannot write TensorBoard's files") == 1
     run = kept / "run"
-    assert [step for step, path in resumption.checkpoints_in(run).items() if not resumption.fault_in(path)] == [2, 8]
+    assert [step for step, path in checkpoints_in(run).items() if not fault_in(path)] == [2, 8]
     # What was trained is what would have been trained.
     assert (run / "model.safetensors").read_bytes() == (reference / "model.safetensors").read_bytes()
     assert chaos.history(run) == chaos.history(reference)
@@ -70,11 +71,12 @@ def test_a_save_that_fails_half_way_leaves_the_last_one_and_the_run_alone(refere
     for step in (4, 6):
         assert f"step {step}: no checkpoint could be written" in output
         assert not (run / f"checkpoint-{step}").exists()
-    assert "checkpoint-2 stays the one to go on from" in output
+    assert "checkpoint-2 stays the one to resume from" in output
     assert chaos.differences(run, reference) == []
 
 
-def test_a_run_that_is_killed_while_nothing_can_be_saved_goes_on_from_the_last_good_one(
+@pytest.mark.long
+def test_a_run_that_is_killed_while_nothing_can_be_saved_resumes_from_the_last_good_one(
     reference: Path, tmp_path: Path
 ):
     run = tmp_path / "run"
@@ -84,21 +86,23 @@ def test_a_run_that_is_killed_while_nothing_can_be_saved_goes_on_from_the_last_g
     process.kill()
     process.join()
     assert forked_run.finish(chaos.start(run, **QUICK)) == 0, log.read_text()
-    assert resumption.read_description(run)["resumed_from"] == f"{run}/checkpoint-2"
+    assert read_description(run)["resumed_from"] == f"{run}/checkpoint-2"
     assert chaos.differences(run, reference) == []
 
 
+@pytest.mark.long
 def test_an_end_that_cannot_be_written_is_written_by_the_next_start(reference: Path, tmp_path: Path):
     run = tmp_path / "run"
-    assert forked_run.finish(chaos.start(run, ("limit_files_at_the_end",), **QUICK)) == 5
+    assert forked_run.finish(chaos.start(run, ("limit_files_at_the_end",), **QUICK)) == 1
     (line,) = [line for line in Path(f"{run}.log").read_text().splitlines() if line.startswith("error: ")]
     assert "training is done, but its end cannot be written" in line
     assert "same command again" in line
-    assert resumption.fault_in(run / "checkpoint-8") is None
+    assert fault_in(run / "checkpoint-8") is None
     assert forked_run.finish(chaos.start(run, **QUICK)) == 0, Path(f"{run}.log").read_text()
     assert chaos.differences(run, reference) == []
 
 
+@pytest.mark.long
 def test_samples_on_a_file_system_that_lost_its_server_for_a_moment(reference: Path, tmp_path: Path):
     run = tmp_path / "run"
     assert forked_run.finish(chaos.start(run, ("stale_samples", 50, 53), **QUICK)) == 0
@@ -114,5 +118,5 @@ def test_samples_on_a_file_system_that_lost_its_server_for_a_moment(reference: P
 
 def test_a_folder_that_cannot_be_written_is_told_before_anything_is_loaded(tmp_path: Path):
     (tmp_path / "run").write_text("a file, not a folder")
-    assert forked_run.finish(chaos.start(tmp_path / "run", **QUICK)) == 2
+    assert forked_run.finish(chaos.start(tmp_path / "run", **QUICK)) == 1
     assert "error: output_dir: cannot write to" in Path(f"{tmp_path / 'run'}.log").read_text()

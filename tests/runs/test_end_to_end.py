@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 import chaos
+import forked_run
 from conftest import QUICK, ROOT, TINY_RECIPE, Launcher, flags, kill_group, program_environment, wait_until
-from mini_r1.run_folder import resume as resumption
+from mini_r1.run_folder.manifest import fault_in
 
 pytestmark = pytest.mark.slow
 
@@ -130,7 +131,8 @@ def test_zero3_on_two_cpu_processes(zero3: Path):
     check_shards(zero3)
 
 
-def test_a_killed_run_of_two_processes_goes_on_exactly(launcher: Launcher, zero3: Path, tmp_path: Path):
+@pytest.mark.long
+def test_a_killed_run_of_two_processes_resumes_exactly(launcher: Launcher, zero3: Path, tmp_path: Path):
     """SIGKILL for the launcher and both ranks under ZeRO-3; the same command ends as a run that was left in peace."""
     run, log = tmp_path / "run", tmp_path / "log"
     settings = {**SHARDED, "output_dir": run, "completion_samples_dir": tmp_path / "samples"}
@@ -138,10 +140,10 @@ def test_a_killed_run_of_two_processes_goes_on_exactly(launcher: Launcher, zero3
         process = launcher.start(config="deepspeed_zero3.yaml", **settings, stdout=stream)
     first = run / "checkpoint-2"
     try:
-        wait_until(lambda: not resumption.fault_in(first) or process.poll() is not None, 300, "saving")
+        wait_until(lambda: not fault_in(first) or process.poll() is not None, 300, "saving")
     finally:
         kill_group(process)
-    assert resumption.fault_in(first) is None, log.read_text()
+    assert fault_in(first) is None, log.read_text()
     # A half-written checkpoint, as a kill in the middle of saving leaves one.
     shutil.rmtree(run / "checkpoint-4", ignore_errors=True)
     shutil.copytree(first, run / "checkpoint-4")
@@ -150,7 +152,7 @@ def test_a_killed_run_of_two_processes_goes_on_exactly(launcher: Launcher, zero3
     code, output = launcher.run(config="deepspeed_zero3.yaml", **settings)
     assert code == 0, output
     assert "checkpoint-4 is incomplete: model.safetensors has 0 of" in output
-    assert f"going on from {first}" in output
+    assert f"resuming from {first}" in output
     assert [path.name[:13] for path in (run / "set-aside").iterdir()] == ["checkpoint-4-"]
     for name in ("completion_samples.jsonl", "success_completion_samples.jsonl"):
         ours, theirs = (
@@ -160,6 +162,24 @@ def test_a_killed_run_of_two_processes_goes_on_exactly(launcher: Launcher, zero3
         assert ours == theirs
     assert chaos.history(run) == chaos.history(zero3)
     assert (run / "model.safetensors").read_bytes() == (zero3 / "model.safetensors").read_bytes()
+
+
+def test_fsdp2_shards_an_adapter_on_two_cpu_processes_and_resumes(launcher: Launcher, tmp_path: Path):
+    """Evaluations leave parts of the model whole, and the reference model is sharded, too."""
+    run = tmp_path / "run"
+    settings = {**SHARDED, "max_steps": 3, "use_peft": True, "lora_r": 4, "beta": 0.001, "eval_steps": 1}
+    places = {"output_dir": run, "completion_samples_dir": tmp_path / "samples"}
+    code, output = launcher.run(config="fsdp.yaml", **settings, **places)
+    assert code == 0, output
+    history = json.loads((run / "trainer_state.json").read_text())["log_history"]
+    assert 0 <= next(entry["kl"] for entry in history if "kl" in entry) < 1e-6  # the reference is the policy's start
+    assert (run / "checkpoint-2" / "pytorch_model_fsdp_0").is_dir()  # in parts
+    assert json.loads((run / "adapter_config.json").read_text())["r"] == 4
+    shutil.rmtree(run / "checkpoint-3")
+    (run / "trainer_state.json").unlink()
+    code, output = launcher.run(config="fsdp.yaml", **settings, **places)
+    assert code == 0, output
+    assert f"resuming from {run}/checkpoint-2" in output
 
 
 def test_lora(launcher: Launcher, tmp_path: Path):
@@ -198,17 +218,22 @@ def test_lora(launcher: Launcher, tmp_path: Path):
     ],
 )
 def test_bad_input_ends_with_one_line_that_names_the_key(overrides: dict, message: str, tmp_path: Path):
-    command = [sys.executable, "scripts/run_r1_grpo.py", "--config", TINY_RECIPE, "--output_dir", tmp_path]
-    done = subprocess.run(
-        [*command, *flags(**overrides)],
-        cwd=ROOT, env=program_environment(), capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 2, done.stderr
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1, done.stderr
-    assert message in errors[0]
-    assert "Traceback" not in done.stderr
-    assert not (tmp_path / "run.json").exists()
+    argv = ["--config", str(TINY_RECIPE), "--output_dir", str(tmp_path / "run"), *flags(**overrides)]
+    assert forked_run.finish(forked_run.start(argv, tmp_path / "log")) == 1
+    output = (tmp_path / "log").read_text()
+    (error,) = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert message in error
+    assert "Traceback" not in output
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_refusal_under_the_launcher_is_one_line_too(launcher: Launcher, tmp_path: Path):
+    code, output = launcher.run(launch_flags=("--quiet",), temperature=0, output_dir=tmp_path / "run")
+    assert code == 1
+    assert [line for line in output.splitlines() if line.startswith("error: ")] == [
+        "error: temperature must be positive, got 0.0"
+    ]
+    assert "Traceback" not in output
 
 
 def test_the_tiny_model_learns_not_to_give_up(launcher: Launcher, tmp_path: Path):
@@ -224,13 +249,14 @@ def test_the_tiny_model_learns_not_to_give_up(launcher: Launcher, tmp_path: Path
     assert after["mean_tokens"] > before["mean_tokens"]
 
 
+@pytest.mark.long
 def test_an_unreachable_hub_names_the_offline_way(tmp_path: Path):
     environment = program_environment(HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="0", HF_HOME=str(tmp_path))
     done = subprocess.run(
         [sys.executable, "scripts/run_r1_grpo.py", "--config", TINY_RECIPE, "--dataset_id_or_path", "nobody/nothing"],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
-    assert done.returncode == 2, done.stderr
+    assert done.returncode == 1, done.stderr
     (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "dataset_id_or_path: generate" in error
 
@@ -251,6 +277,7 @@ def test_uneven_evaluation_sets_are_cut_to_whole_batches_and_tokens_never_reach_
     assert not any(token.encode() in text for text in texts)
 
 
+@pytest.mark.long
 def test_a_run_without_evaluation_and_a_second_run_in_the_same_folder(launcher: Launcher, tmp_path: Path):
     import torch
     from safetensors import safe_open

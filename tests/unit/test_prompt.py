@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
+from mini_r1.countdown.puzzle import Puzzle
 from run_r1_grpo import build_prompt
 
 pytestmark = pytest.mark.slow
 
-NUMS, TARGET = [44, 19, 35], 98
+PUZZLE = Puzzle((44, 19, 35), 98)
 LLAMA_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' }}"
     "{{ m['content'] + '<|eot_id|>' }}{% endfor %}"
@@ -58,11 +59,14 @@ def check_content(text: str) -> None:
     assert "<answer> (1 + 2) / 3 </answer>" in text
 
 
-@pytest.mark.parametrize("template", [LLAMA_TEMPLATE, LLAMA_TEMPLATE.removeprefix("{{ bos_token }}"), None],
-                         ids=["template writes BOS", "template leaves BOS to the tokenizer", "base model"])  # fmt: skip
+@pytest.mark.parametrize(
+    "template",
+    [LLAMA_TEMPLATE, LLAMA_TEMPLATE.removeprefix("{{ bos_token }}"), None],
+    ids=["template writes BOS", "template leaves BOS to the tokenizer", "base model"],
+)
 def test_llama_type_sees_exactly_one_bos(template: str | None):
     tokenizer = llama_tokenizer(template)
-    text = build_prompt(tokenizer, NUMS, TARGET)
+    text = build_prompt(tokenizer, PUZZLE)
     check_content(text)
     ids = tokenizer(text)["input_ids"]  # as the trainer tokenizes string prompts
     assert ids[0] == tokenizer.bos_token_id
@@ -72,7 +76,7 @@ def test_llama_type_sees_exactly_one_bos(template: str | None):
 def test_qwen_type_has_no_bos_and_an_open_assistant_turn():
     tokenizer = qwen_tokenizer()
     assert tokenizer.bos_token is None
-    text = build_prompt(tokenizer, NUMS, TARGET)
+    text = build_prompt(tokenizer, PUZZLE)
     check_content(text)
     assert text.startswith("<|im_start|>system\n")
     assert text.endswith("<|im_start|>assistant\n<think>")
@@ -81,13 +85,13 @@ def test_qwen_type_has_no_bos_and_an_open_assistant_turn():
 
 
 def test_base_model_without_a_template_gets_plain_text():
-    text = build_prompt(None, NUMS, TARGET)
+    text = build_prompt(None, PUZZLE)
     check_content(text)
     assert "<|" not in text
 
 
 def test_numbers_keep_their_order():
-    assert "[9, 1, 5]" in build_prompt(None, (9, 1, 5), 13)
+    assert "[9, 1, 5]" in build_prompt(None, Puzzle((9, 1, 5), 13))
 
 
 def test_tiny_tokenizer_survives_saving_and_loading(tmp_path: Path):
@@ -99,8 +103,7 @@ def test_tiny_tokenizer_survives_saving_and_loading(tmp_path: Path):
     assert AutoConfig.from_pretrained(tmp_path).model_type == "qwen2"
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     texts = [
-        build_prompt(tokenizer, NUMS, TARGET)
-        + "\n44+19=63, 63+35=98 yes!\n</think>\n<answer>(44+19)+35</answer><|im_end|>",
+        build_prompt(tokenizer, PUZZLE) + "\n44+19=63, 63+35=98 yes!\n</think>\n<answer>(44+19)+35</answer><|im_end|>",
         "words it never saw, été, 数字 and 12345\n\n",
     ]
     for text in texts:
@@ -108,7 +111,7 @@ def test_tiny_tokenizer_survives_saving_and_loading(tmp_path: Path):
         assert loaded(text)["input_ids"] == ids
         assert loaded.decode(ids) == text
     assert loaded.eos_token_id == tokenizer.eos_token_id
-    assert build_prompt(loaded, NUMS, TARGET) == build_prompt(tokenizer, NUMS, TARGET)
+    assert build_prompt(loaded, PUZZLE) == build_prompt(tokenizer, PUZZLE)
 
 
 def test_shipped_tokenizer_reads_digits_one_by_one_and_tags_whole():
@@ -121,4 +124,4 @@ def test_shipped_tokenizer_reads_digits_one_by_one_and_tags_whole():
     for tag in ("<think>", "</think>", "<answer>", "</answer>"):
         assert tokenizer.tokenize(tag) == [tag]
         assert tokenizer.decode(tokenizer(tag)["input_ids"], skip_special_tokens=True) == tag
-    assert len(tokenizer(build_prompt(tokenizer, NUMS, TARGET))["input_ids"]) < 40
+    assert len(tokenizer(build_prompt(tokenizer, PUZZLE))["input_ids"]) < 40

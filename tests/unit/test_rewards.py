@@ -1,11 +1,11 @@
-"""From a completion to its rewards: what counts as the format, what counts as the answer, and signs of search."""
+"""The two rewards of a completion: what counts as the format, and which answer is graded."""
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
+from mini_r1.countdown import TASK
+from mini_r1.countdown.puzzle import Puzzle
 from mini_r1.countdown.verifier import Reason
-from mini_r1.responses import END_OF_TEXT, extract_answer, has_format, judge, message_text, response, thinking
+from mini_r1.responses import judge, response
 from run_r1_grpo import equation_reward_func, format_reward_func
 
 NUMS, TARGET = [19, 35, 44], 98
@@ -31,7 +31,7 @@ def rewards(completion, prompt=None, nums=None, target=TARGET):
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Rewards of whole completions
+# Whole completions
 # --------------------------------------------------------------------------------------------------------------------
 
 
@@ -126,13 +126,6 @@ def test_rewards(completion, form, equation):
         assert rewards(assistant(completion), CHAT_PROMPT) == (form, equation)
 
 
-@pytest.mark.parametrize("token", END_OF_TEXT)
-def test_every_end_of_text_is_taken_off(token):
-    assert rewards(f"Add.</think><answer>{RIGHT}</answer>{token}{token}") == (1, 1)
-    assert response(f"Add. {token}\n", PROMPT) == "<think>Add."
-    assert response(f"{token} Add.", PROMPT) == f"<think>{token} Add."
-
-
 @pytest.mark.parametrize(
     ("completion", "prompt", "form"),
     [
@@ -160,43 +153,22 @@ def test_think_is_counted_once_with_the_prompt(completion, prompt, form):
 
 
 @pytest.mark.parametrize(
-    ("completion", "text"),
+    "completion",
     [
-        pytest.param("Add.", "Add.", id="a string"),
-        pytest.param(assistant("Add."), "Add.", id="one message"),
-        pytest.param(assistant([{"type": "text", "text": "Add."}]), "Add.", id="content in parts"),
-        pytest.param(
-            assistant([{"type": "text", "text": "Ad"}, {"type": "text", "text": "d."}]), "Add.", id="several parts"
-        ),
-        pytest.param(assistant("Ad") + assistant("d."), "Add.", id="several messages"),
-        pytest.param(
-            assistant([{"type": "image"}, {"type": "text", "text": "Add."}]), "Add.", id="an image is no text"
-        ),
-        pytest.param(
-            assistant([{"type": "image", "text": None}, {"type": "text", "text": "Add."}]), "Add.", id="nor is None"
-        ),
-        pytest.param(assistant(None), "", id="no content"),
-        pytest.param([{"role": "assistant"}], "", id="content missing"),
-        pytest.param(assistant(7), "", id="content that is a number"),
-        pytest.param(assistant([None, 7, "Add."]), "", id="parts that are none"),
-        pytest.param([], "", id="no messages"),
-        pytest.param([None, 7, ["Add."]], "", id="messages that are none"),
-        pytest.param(None, "", id="None"),
-        pytest.param(7.5, "", id="a number"),
-        pytest.param({"content": "Add."}, "", id="a message outside a list"),
-        pytest.param(b"Add.", "", id="bytes"),
-        pytest.param(object(), "", id="any object"),
+        pytest.param(None, id="None"),
+        pytest.param(7.5, id="a number"),
+        pytest.param(b"Add.", id="bytes"),
+        pytest.param([], id="no messages"),
+        pytest.param([None, 7, ["Add."]], id="messages that are none"),
+        pytest.param(assistant(None), id="no content"),
     ],
 )
-def test_message_text(completion, text):
-    assert message_text(completion) == text
-    assert rewards(completion) == (0, 0)  # none of these is an answer, and none may stop a training run
-    assert rewards(completion, PROMPT) == (0, 0)
+def test_what_is_no_text_has_no_reward_and_stops_no_run(completion):
+    assert rewards(completion) == rewards(completion, PROMPT) == (0, 0)
 
 
 def test_message_lists_are_rewarded_like_strings():
     parts = [{"type": "text", "text": "Add.</think>"}, {"type": "text", "text": f"<answer>{RIGHT}</answer>"}]
-    assert rewards(assistant(f"Add.</think><answer>{RIGHT}</answer>")) == (1, 1)
     assert rewards(assistant(parts)) == (1, 1)
     assert rewards(assistant(parts[:1]) + assistant(parts[1:]), CHAT_PROMPT) == (1, 1)
 
@@ -220,16 +192,12 @@ def test_each_completion_is_judged_by_its_own_puzzle_and_prompt():
     assert equation_reward_func(completions, target=target, nums=nums, prompts=prompts) == [1.0, 0.0, 1.0, 1.0, 0.0]
 
 
-def test_columns_of_other_data_are_ignored():
-    completions = [f"Add.</think><answer>{RIGHT}</answer>"]
+def test_other_columns_are_ignored_and_empty_batches_have_no_rewards():
     extra = {"completion_ids": [[1, 2]], "trainer_state": None, "difficulty": ["easy"]}
+    completions = [f"Add.</think><answer>{RIGHT}</answer>"]
     assert format_reward_func(completions, **extra) == [1.0]
     assert equation_reward_func(completions, target=[98], nums=[NUMS], **extra) == [1.0]
-
-
-def test_empty_batches_have_no_rewards():
-    assert format_reward_func([]) == []
-    assert equation_reward_func([], target=[], nums=[]) == []
+    assert format_reward_func([]) == equation_reward_func([], target=[], nums=[]) == []
 
 
 def test_columns_of_different_lengths_are_refused():
@@ -237,122 +205,6 @@ def test_columns_of_different_lengths_are_refused():
         equation_reward_func(["a", "b"], target=[1], nums=[[1], [1]])
     with pytest.raises(ValueError, match=r"shorter|longer"):
         format_reward_func(["a", "b"], prompts=[PROMPT])
-
-
-any_text = st.one_of(
-    st.text(max_size=80),
-    st.lists(
-        st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", RIGHT, "42", " ", "\n", "why", "<|im_end|>"]),
-        max_size=12,
-    ).map("".join),
-)
-anything = st.recursive(
-    st.one_of(any_text, st.none(), st.booleans(), st.integers(), st.floats(), st.binary(max_size=5)),
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=3),
-        st.dictionaries(st.sampled_from(["role", "content", "type", "text"]), inner, max_size=3),
-    ),
-    max_leaves=8,
-)
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.lists(st.tuples(anything, anything), max_size=4), st.booleans())
-def test_any_batch_has_one_float_per_completion(batch, prompts_known):
-    completions = [completion for completion, _ in batch]
-    prompts = [prompt for _, prompt in batch] if prompts_known else None
-    count = len(batch)
-    for found in (
-        format_reward_func(completions, prompts=prompts),
-        equation_reward_func(completions, target=[TARGET] * count, nums=[NUMS] * count, prompts=prompts),
-    ):
-        assert len(found) == count
-        assert all(type(value) is float and value in (0.0, 1.0) for value in found)
-
-
-@settings(max_examples=300, deadline=None)
-@given(any_text)
-def test_the_format_implies_a_single_answer_after_the_reasoning(text):
-    if has_format(text):
-        assert text.startswith("<think>") or text.lstrip().startswith("<think>")
-        assert text.index("<think>") < text.index("</think>") < text.index("<answer>") < text.index("</answer>")
-        assert isinstance(extract_answer(text), str)
-        assert thinking(text)
-    assert (judge(text, NUMS, TARGET).reason is Reason.SEVERAL_ANSWERS) == (
-        extract_answer(text) is Reason.SEVERAL_ANSWERS
-    )
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# The answer and the reasoning
-# --------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        pytest.param("<think>a</think><answer> 1+2 </answer>", " 1+2 ", id="the text between the tags, as it is"),
-        pytest.param("<think>a</think><answer>\n1\n+2\n</answer>", "\n1\n+2\n", id="several lines"),
-        pytest.param("<think>a</think><answer></answer>", "", id="empty"),
-        pytest.param("<think><answer>9</answer></think><answer>1</answer>", "1", id="the one after the reasoning"),
-        pytest.param("<think>a<answer>1</answer>", "1", id="reasoning never closed"),
-        pytest.param("<answer>1</answer>", "1", id="no reasoning"),
-        pytest.param("<think>a</think>b<answer>1</answer>c", "1", id="text around"),
-        pytest.param("<think>a</think>b</think><answer>1</answer>", "1", id="reasoning closed twice"),
-        pytest.param("<think><answer>1</answer></think>", Reason.NO_ANSWER, id="inside the reasoning only"),
-        pytest.param("<think>a</think>", Reason.NO_ANSWER, id="none"),
-        pytest.param("", Reason.NO_ANSWER, id="empty response"),
-        pytest.param("<think>a</think><answer>1", Reason.NO_ANSWER, id="never closed"),
-        pytest.param("<think>a</think>1</answer>", Reason.NO_ANSWER, id="never opened"),
-        pytest.param("<think>a</think></answer>1<answer>", Reason.NO_ANSWER, id="the wrong way round"),
-        pytest.param("<think><answer></think>1</answer>", Reason.NO_ANSWER, id="opened inside the reasoning"),
-        pytest.param("</think><answer>1</answer><answer>1</answer>", Reason.SEVERAL_ANSWERS, id="two"),
-        pytest.param("</think><answer><answer>1</answer></answer>", Reason.SEVERAL_ANSWERS, id="nested"),
-        pytest.param("</think><answer>1</answer><answer>", Reason.SEVERAL_ANSWERS, id="a second one begun"),
-        pytest.param("<think>a<answer>1</answer><answer>2</answer>", Reason.SEVERAL_ANSWERS, id="two, never closed"),
-    ],
-)
-def test_extract_answer(text, answer):
-    assert extract_answer(text) == answer
-    assert isinstance(extract_answer(text), Reason) == isinstance(answer, Reason)
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        pytest.param(f"<think>a</think><answer>{RIGHT}</answer>", "correct", id="correct"),
-        pytest.param(f"<think>a</think><answer>{WRONG}</answer>", "wrong_value", id="wrong value"),
-        pytest.param("<think>a</think><answer>44 + 54</answer>", "wrong_numbers", id="wrong numbers"),
-        pytest.param("<think>a</think><answer>44 ** 19 + 35</answer>", "malformed", id="malformed"),
-        pytest.param("<think>a</think><answer>19 / 0</answer>", "wrong_numbers", id="numbers before division by zero"),
-        pytest.param("<think>a</think><answer>none</answer>", "illegal_character", id="words"),
-        pytest.param(f"<think>a</think><answer>{'1+' * 200}1</answer>", "too_long", id="too long"),
-        pytest.param("<think>a</think><answer> </answer>", "no_answer", id="blank answer"),
-        pytest.param("<think>a</think>", "no_answer", id="no answer"),
-        pytest.param("</think><answer>1</answer><answer>1</answer>", "several_answers", id="several answers"),
-    ],
-)
-def test_judge_names_the_reason(text, reason):
-    assert judge(text, NUMS, TARGET).reason.value == reason
-
-
-def test_judge_sees_division_by_zero():
-    assert judge("</think><answer>7 / (8 - 8)</answer>", [7, 8, 8], 7).reason is Reason.DIVISION_BY_ZERO
-
-
-@pytest.mark.parametrize(
-    ("text", "reasoning"),
-    [
-        pytest.param("<think> Add them. </think><answer>1</answer>", "Add them.", id="between the tags"),
-        pytest.param("<think>Add <answer>1</answer>?</think>", "Add <answer>1</answer>?", id="with a quoted answer"),
-        pytest.param("<think>Add them.<answer>1</answer>", "Add them.", id="up to the answer when never closed"),
-        pytest.param("<think>Add them.", "Add them.", id="cut off"),
-        pytest.param("Add them.</think>", "Add them.", id="never opened"),
-        pytest.param("</think><answer>1</answer>", "", id="none"),
-    ],
-)
-def test_thinking(text, reasoning):
-    assert thinking(text) == reasoning
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -383,12 +235,10 @@ ARTICLE = [
 @pytest.mark.parametrize(("nums", "target", "answer"), ARTICLE, ids=[f"{nums} to {t}" for nums, t, _ in ARTICLE])
 def test_the_articles_successes_are_successes(layout, nums, target, answer):
     completion = layout.format(answer)
-    assert judge(response(completion, PROMPT), nums, target).reason is Reason.CORRECT
     assert rewards(completion, PROMPT, nums, target) == (1, 1)
 
 
 def test_the_articles_television_answer_uses_a_number_three_times():
     completion = "Nine hundred and the rest.</think>\n<answer> (100 * (3 * 3)) + (50 + 6 / 3) </answer>"
-    verdict = judge(response(completion), [25, 50, 75, 100, 3, 6], 952)
-    assert verdict.reason is Reason.WRONG_NUMBERS
+    assert judge(TASK, response(completion), Puzzle([25, 50, 75, 100, 3, 6], 952)).reason is Reason.WRONG_NUMBERS
     assert rewards(completion, PROMPT, [25, 50, 75, 100, 3, 6], 952) == (1, 0)

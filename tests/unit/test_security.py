@@ -17,7 +17,7 @@ from conftest import ROOT, TINY_MODEL, TINY_RECIPE, program_environment
 from mini_r1.common import RecipeError, masked
 from mini_r1.recipe.parsing import read_yaml
 from mini_r1.report import card as model_card
-from mini_r1.run_folder import resume as resumption
+from mini_r1.run_folder.manifest import read_manifest, write_manifest
 
 QUICK: dict[str, Any] = {"max_steps": 2, "dataset_rows": 60}
 
@@ -38,8 +38,8 @@ def test_a_pickle_in_a_checkpoint_is_not_run(name: str, tmp_path: Path):
     run, trace = tmp_path / "run", tmp_path / "trace"
     chaos.undisturbed(run, **QUICK)
     (run / "checkpoint-2" / name).write_bytes(pickle.dumps(Bomb(trace)))
-    resumption.write_manifest(run / "checkpoint-2", resumption.read_manifest(run / "checkpoint-2") or {})
-    assert forked_run.finish(chaos.start(run, **{**QUICK, "max_steps": 4})) == 2
+    write_manifest(run / "checkpoint-2", read_manifest(run / "checkpoint-2") or {})
+    assert forked_run.finish(chaos.start(run, **{**QUICK, "max_steps": 4})) == 1
     (line,) = [line for line in Path(f"{run}.log").read_text().splitlines() if line.startswith("error: ")]
     assert "cannot be read" in line
     assert "move it away" in line
@@ -52,7 +52,7 @@ def test_pickled_weights_are_not_loaded_for_training(tmp_path: Path):
     shutil.copytree(TINY_MODEL, model)
     (model / "model.safetensors").unlink()
     (model / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb(trace)))
-    assert forked_run.finish(chaos.start(tmp_path / "run", model_name_or_path=model, **QUICK)) == 2
+    assert forked_run.finish(chaos.start(tmp_path / "run", model_name_or_path=model, **QUICK)) == 1
     (line,) = [line for line in Path(f"{tmp_path / 'run'}.log").read_text().splitlines() if line.startswith("error: ")]
     assert "safetensors" in line
     assert not trace.exists()
@@ -61,7 +61,7 @@ def test_pickled_weights_are_not_loaded_for_training(tmp_path: Path):
 def test_a_recipe_cannot_make_objects(tmp_path: Path):
     path = tmp_path / "recipe.yaml"
     path.write_text(f"output_dir: !!python/object/apply:os.system ['touch {tmp_path / 'trace'}']\n")
-    with pytest.raises(RecipeError, match="not valid YAML"):
+    with pytest.raises(RecipeError, match="cannot read"):
         read_yaml(path)
     assert not (tmp_path / "trace").exists()
 
@@ -74,7 +74,7 @@ def test_error_lines_carry_no_escape_sequences(tmp_path: Path):
         [sys.executable, "scripts/run_r1_grpo.py", "--config", path, "--dry_run", "true"],
         cwd=ROOT, env=program_environment(), capture_output=True, text=True, timeout=100,
     )  # fmt: skip
-    assert done.returncode == 2
+    assert done.returncode == 1
     assert "unknown key" in done.stderr
     assert "\x1b" not in done.stderr
     assert "\x07" not in done.stderr
@@ -125,7 +125,7 @@ def test_this_code_evaluates_and_unpickles_nothing():
                 names = [alias.name for alias in node.names]
                 module = getattr(node, "module", "") or ""
                 # Of pickle, only the name of its error.
-                allowed = path.name == "trainer.py"
+                allowed = path.name == "exact_resume.py"
                 assert allowed or not {"pickle", "dill", "joblib", "marshal", "shelve"} & {*names, module}, path
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 assert node.func.id not in ("eval", "exec", "compile", "__import__"), path

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 # The largest number of operands that the solver and the generator accept, as in the television game.
@@ -11,14 +12,19 @@ MAX_NUMBERS = 6
 
 # The held-out side never takes more than this share of the puzzles.
 MAX_HELD_OUT_SHARE = 0.10
-DEFAULT_HELD_OUT_PUZZLES = 1024
+
+# The longest number that a person may type.
+MAX_DIGITS = 6
 
 
 class Puzzle(NamedTuple):
     """One puzzle: `nums`, the given numbers in the order shown to the player, and the `target` to reach."""
 
-    nums: tuple[int, ...]
+    nums: Sequence[int]
     target: int
+
+    def __str__(self) -> str:
+        return f"numbers {list(self.nums)} · target {self.target}"
 
 
 def puzzle_key(nums: Iterable[int], target: int) -> str:
@@ -30,20 +36,50 @@ def puzzle_key(nums: Iterable[int], target: int) -> str:
     return f"{','.join(str(n) for n in sorted(nums))}={target}"
 
 
-def held_out_share(total_puzzles: int, held_out_puzzles: int = DEFAULT_HELD_OUT_PUZZLES) -> float:
-    """The share of the key space that puts about `held_out_puzzles` of `total_puzzles` aside, at most 10 %."""
-    if total_puzzles <= 0:
-        raise ValueError(f"total_puzzles must be positive, got {total_puzzles}")
-    if held_out_puzzles < 0:
-        raise ValueError(f"held_out_puzzles must not be negative, got {held_out_puzzles}")
+def parse_puzzle(text: str) -> Puzzle:
+    """A puzzle that a person typed, in any notation in which the target comes last, or behind `=` or an arrow.
+
+    Args:
+        text: 1 to MAX_NUMBERS positive integers and the target, of at most MAX_DIGITS digits each.
+
+    Raises:
+        ValueError: with a sentence for the player.
+
+    >>> parse_puzzle("[44, 19, 35] -> 98") == parse_puzzle("44,19,35 98") == parse_puzzle("44 19 35 = 98")
+    True
+    """
+    decoration = re.compile(r"\b(?:nums|numbers|target)\b|[\[\](){},;:\"']", re.IGNORECASE)
+    sides = [decoration.sub(" ", side).split() for side in re.split(r"=>|->|→|=", text)]
+    words = [word for side in sides for word in side]
+    if not words or not all(re.fullmatch(r"[+-]?[0-9]+", word) for word in words):
+        raise ValueError("that is no puzzle")
+    if len(sides) > 2 or (len(sides) == 2 and len(sides[1]) != 1):
+        raise ValueError("one target, please, after the numbers")
+    if not 2 <= len(words) <= MAX_NUMBERS + 1:
+        raise ValueError(f"a puzzle has 1 to {MAX_NUMBERS} numbers and a target, not {len(words) - 1} numbers")
+    if any(len(word.lstrip("+-")) > MAX_DIGITS for word in words):
+        raise ValueError(f"{MAX_DIGITS} digits are enough for a number")
+    *nums, target = map(int, words)
+    if min(nums) < 1:
+        raise ValueError("the numbers must be positive")
+    return Puzzle(tuple(nums), target)
+
+
+def held_out_share(total_puzzles: int, held_out_puzzles: int) -> float:
+    """The share of the key space that sets about `held_out_puzzles` of `total_puzzles` aside, at most 10 %.
+
+    Args:
+        total_puzzles: at least 1.
+        held_out_puzzles: at least 0.
+    """
     return min(held_out_puzzles / total_puzzles, MAX_HELD_OUT_SHARE)
 
 
 def is_held_out(nums: Iterable[int], target: int, share: float) -> bool:
-    """Which side of the canonical split a puzzle is on: a pure function of its key.
+    """Whether a puzzle is on the held-out side of the canonical split: a pure function of its key.
 
-    No seed, order, rank or data set enters, so the answer is the same on every machine and after every resume, and a
-    puzzle held out at one share is held out at every larger one.
+    No seed, order, rank or data set enters, so the answer is the same on every machine and after every resume. A
+    puzzle that is held out at one share is held out at every larger one.
 
     Args:
         nums, target: the puzzle.

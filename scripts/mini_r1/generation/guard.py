@@ -54,7 +54,7 @@ def descendants_of(pid: int) -> list[int]:
         return []
 
 
-def _send(pids: list[int], signal_number: int) -> None:
+def send_signal(pids: list[int], signal_number: int) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal_number)
@@ -73,12 +73,12 @@ def _reap() -> bool:
 
 def _end_all(grace: float) -> None:
     """Ends every descendant: SIGTERM, then SIGKILL for what is still there after `grace` seconds."""
-    _send(descendants_of(os.getpid()), signal.SIGTERM)
+    send_signal(descendants_of(os.getpid()), signal.SIGTERM)
     deadline = time.monotonic() + grace
     while _reap() and time.monotonic() < deadline:
         time.sleep(0.05)
     while _reap():  # a killed parent hands its children to this process, so this comes to an end
-        _send(descendants_of(os.getpid()), signal.SIGKILL)
+        send_signal(descendants_of(os.getpid()), signal.SIGKILL)
         time.sleep(0.05)
 
 

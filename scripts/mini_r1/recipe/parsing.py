@@ -1,6 +1,6 @@
 """Reading a recipe: YAML file plus command-line overrides, checked before anything heavy happens.
 
-The parsing is TRL's `TrlParser`. What is added here is what it does not tell: values of the wrong type, keys of old
+The parsing is TRL's `TrlParser`. What is added here is what it does not report: values of the wrong type, keys of old
 TRL versions with their successors, and one clear line instead of a page of usage or a traceback.
 """
 
@@ -9,23 +9,28 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
-import enum
+import inspect
 import math
 import os
 import types
 import typing
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from mini_r1.common import RecipeError
+from mini_r1.common import ArgumentParser, RecipeError
+from mini_r1.recipe import Recipe
+from mini_r1.recipe.arguments import GuardArguments, HubArguments, ScriptArguments, VLLMArguments
+from mini_r1.recipe.checks import as_if_there, check_values
+from mini_r1.recipe.files import read_yaml
+from mini_r1.task import Task
 
 # Keys of older TRL and transformers versions, as found in recipes on the web, and what to write instead.
 REMOVED_KEYS = {
     "torch_dtype": "write `dtype`",
     "warmup_ratio": "write `warmup_steps`, where a value below 1 is the ratio",
-    "max_prompt_length": "nothing truncates prompts any more; `max_prompt_tokens` drops puzzles with longer ones",
+    "max_prompt_length": "`max_prompt_tokens` drops longer puzzles; if the recipe is for TRL 0.14 or 0.15, multiply "
+    "per_device_train_batch_size by num_generations, because batch sizes count completions now",
+    "overwrite_output_dir": "choose another `output_dir`, or remove the old one",
     "vllm_max_model_len": "write `vllm_max_model_length`",
     "dataset_splits": "write `dataset_split`",
     "logging_dir": "set the environment variable TENSORBOARD_LOGGING_DIR",
@@ -33,29 +38,9 @@ REMOVED_KEYS = {
     "no_cuda": "write `use_cpu`",
     "save_safetensors": "remove it, safetensors is the only format",
     "use_flash_attention_2": "write `attn_implementation: flash_attention_2`",
-    "overwrite_output_dir": "choose another `output_dir`, or remove the old one",
 }
-# Keys that only recipes for TRL 0.14 and 0.15 have.
-ANCIENT_KEYS = ("max_prompt_length",)
-OLD_RECIPE = (
-    "; if this recipe was written for TRL 0.14 or 0.15, batch sizes counted prompts there: they count completions now, "
-    "so multiply per_device_train_batch_size by num_generations to keep the run the same"
-)
 # Fields whose annotation says text although they take truth values as well.
 TRUTH_VALUE_TOO = ("scale_rewards", "resume_from_checkpoint", "fsdp")
-
-
-def print_short_help(description: str, *own_arguments: type) -> None:
-    """Help that needs no heavy import: the script's own arguments, and where the others are described."""
-    print(description.strip(), "\n\nArguments of this script (as `key: value` in the recipe or `--key value`):\n")
-    for field in (field for arguments in own_arguments for field in dataclasses.fields(arguments)):
-        factory = field.default_factory
-        default = factory() if callable(factory) else field.default
-        print(f"  --{field.name} (default: {default})\n        {field.metadata['help']}")
-    print(
-        "\nAlso --config RECIPE.yaml, and every field of TRL's configuration classes (learning_rate, max_steps, ...);"
-        "\n--help_all lists them all after loading TRL (about ten seconds)."
-    )
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -64,96 +49,30 @@ def print_short_help(description: str, *own_arguments: type) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    if isinstance(value, str):  # YAML 1.1 reads 5e-7 as a string; argparse turns it into a float later
-        try:
-            value = float(value)
-        except ValueError:
-            return False
-    try:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:  # an integer beyond every float
+    try:  # YAML 1.1 reads 5e-7 as a string; argparse turns it into a float later
+        return not isinstance(value, bool) and math.isfinite(float(value))
+    except (TypeError, ValueError, OverflowError):
         return False
 
 
 def _accepts(hint: Any, value: Any) -> bool:
     """Whether a YAML value fits a type hint. Hints that are not understood accept everything."""
-    origin, parameters = typing.get_origin(hint), typing.get_args(hint)
+    origin, parameters = typing.get_origin(hint) or hint, typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_accepts(parameter, value) for parameter in parameters)
     if origin is typing.Literal:
         return value in parameters
-    if hint is type(None):
-        return value is None
-    if origin is list or hint is list:
-        if parameters == (str,) and isinstance(value, str):  # `lora_target_modules: all-linear`
-            return True
-        # Text is turned into numbers for single values only, so a list must hold the real thing.
-        return isinstance(value, list) and all(
-            _accepts(parameter, v) and _is_plain(v, parameter) for v in value for parameter in parameters
-        )
-    if origin is dict or hint is dict:
-        return isinstance(value, (dict, str))  # a string is read as JSON by transformers
-    if hint is bool:
-        return isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if hint is float:
+    if origin is list and isinstance(value, list):
+        # argparse turns text into numbers for single values only, so a list must hold the real thing.
+        is_text = float in parameters and any(isinstance(item, str) for item in value)
+        return not is_text and all(_accepts(parameter, item) for parameter in parameters for item in value)
+    if origin is list:
+        return parameters == (str,) and isinstance(value, str)  # `lora_target_modules: all-linear`
+    if origin is dict:
+        return isinstance(value, (dict, str))  # transformers reads a string as JSON
+    if origin is float:
         return _is_number(value)
-    if hint is str:
-        return isinstance(value, str)
-    if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return value in [member.value for member in hint]
-    return True
-
-
-def _is_plain(value: Any, hint: Any) -> bool:
-    return not (hint is float and isinstance(value, str))
-
-
-def _describe(hint: Any) -> str:
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return " or ".join(_describe(p) for p in typing.get_args(hint))
-    names = {type(None): "null", bool: "true or false", int: "an integer", float: "a number", str: "text"}
-    return names.get(hint, getattr(hint, "__name__", str(hint)) if not typing.get_args(hint) else str(hint))
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Reading
-# --------------------------------------------------------------------------------------------------------------------
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A recipe file, or another of `key: value` lines, as a dict.
-
-    Raises:
-        RecipeError: when it is missing, is not YAML, is not a mapping, or repeats a key.
-    """
-    import yaml
-
-    class UniqueKeyLoader(yaml.SafeLoader):
-        pass
-
-    def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-        keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
-        repeated = [str(key) for key in keys if keys.count(key) > 1]
-        if repeated:
-            raise RecipeError(f"{path}: the key {repeated[0]} stands there twice")
-        loader.flatten_mapping(node)
-        return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
-
-    UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
-    try:
-        recipe = yaml.load(Path(path).read_text(encoding="utf-8"), UniqueKeyLoader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot read {path}: {error}") from error
-    except RecipeError:
-        raise
-    # A tag on something else, such as `!!bool 3`, leaves PyYAML as whatever the conversion raised.
-    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        raise RecipeError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(recipe, dict) or not all(isinstance(key, str) for key in recipe):
-        raise RecipeError(f"{path} must hold `key: value` lines")
-    return recipe
+    return type(value) is origin or not isinstance(origin, type)
 
 
 def check_keys_and_types(recipe: dict[str, Any], hints: dict[str, Any], source: str) -> None:
@@ -166,138 +85,147 @@ def check_keys_and_types(recipe: dict[str, Any], hints: dict[str, Any], source: 
     for key, value in recipe.items():
         if key in hints:
             if not _accepts(hints[key], value) and not (isinstance(value, bool) and key in TRUTH_VALUE_TOO):
-                hint = ""
-                if value is False and key.endswith(("_strategy", "report_to")):
-                    hint = ' (YAML reads a bare no as a truth value: write "no" in quotes)'
-                faults.append(f"{key} must be {_describe(hints[key])}, got {value!r}{hint}")
+                bare_no = value is False and key.endswith(("_strategy", "report_to"))
+                hint = ' (YAML reads a bare no as a truth value: write "no" in quotes)' if bare_no else ""
+                faults.append(f"{key} must be {inspect.formatannotation(hints[key])}, got {value!r}{hint}")
         elif key in REMOVED_KEYS:
-            faults.append(f"{key} no longer exists: {REMOVED_KEYS[key]}{OLD_RECIPE if key in ANCIENT_KEYS else ''}")
+            faults.append(f"{key} no longer exists: {REMOVED_KEYS[key]}")
         elif key != "env":
-            close = difflib.get_close_matches(key, hints, n=1)
-            faults.append(f"unknown key {key}" + (f"; did you mean {close[0]}?" if close else "; remove it"))
+            faults.append(f"unknown key {key}{_meant(key, hints) or '; remove it'}")
     if faults:
         raise RecipeError(f"{source}: " + " -- ".join(faults))
 
 
-def _words(argv: Sequence[str]) -> list[str]:
-    """The command line with `--config=X` as two words."""
-    return [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
+def _meant(word: str, known: typing.Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
-def _apply_environment(recipe: dict[str, Any], source: str) -> None:
-    """Takes `env` out of a recipe and sets the variables it names."""
-    env = recipe.pop("env", None) or {}
-    if not isinstance(env, dict):
-        raise RecipeError(f"{source}: env must hold `NAME: value` lines")
-    for name, value in env.items():
-        try:
-            os.environ[str(name)] = str(value)
-        except (OSError, ValueError) as error:  # an empty name, a `=` in it, a character that cannot be passed on
-            raise RecipeError(f"{source}: env cannot set {name!r}: {error}") from error
+# --------------------------------------------------------------------------------------------------------------------
+# Reading
+# --------------------------------------------------------------------------------------------------------------------
 
 
-def read_values(dataclass_types: Sequence[type], argv: Sequence[str]) -> argparse.Namespace:
-    """Every key with its value from the command line, else from `--config RECIPE.yaml`, else by default.
+@dataclasses.dataclass(frozen=True)
+class _Reading:
+    """A command line that is read, before dataclasses are made of it.
 
-    Args:
-        dataclass_types: what `TrlParser` takes; their field names must not collide.
-        argv: the command line without the program's name; `--help_all` prints every argument and ends the program.
-
-    Raises:
-        RecipeError: on anything that cannot be run; the message names the key.
+    Attributes:
+        parser: with the recipe file's values as its defaults.
+        rest: the command line without `--config`.
+        path: the recipe's file, None without one.
+        values: every key.
+        given: the keys whose values are not the defaults.
     """
-    return _read(dataclass_types, argv)[1]
+
+    parser: Any
+    rest: list[str]
+    path: str | None
+    values: argparse.Namespace
+    given: dict[str, Any]
+
+    def instances(self) -> list[Any]:
+        """The dataclasses' instances, after their own checks. Raises RecipeError."""
+        try:
+            return list(self.parser.parse_args_into_dataclasses(args=self.rest, look_for_args_file=False))
+        except (ValueError, TypeError, ImportError, OSError) as error:
+            raise RecipeError(str(error)) from error
 
 
-def given(dataclass_types: Sequence[type], argv: Sequence[str]) -> dict[str, Any]:
-    """The keys whose values are not the defaults, with these values; arguments and errors as for `read_values`."""
-    defaults = vars(read_values(dataclass_types, []))
-    return {key: value for key, value in vars(read_values(dataclass_types, argv)).items() if value != defaults[key]}
+def _read(argv: Sequence[str], description: str | None, own: Sequence[type], trl: Sequence[str]) -> _Reading:
+    if {"--help", "-h"} & set(argv):
+        print(_short_help(description or "", own))
+        raise SystemExit
+    import trl as library
 
+    class OneLineParser(library.TrlParser):
+        error = ArgumentParser.error
 
-def _read(dataclass_types: Sequence[type], argv: Sequence[str]) -> tuple[Any, argparse.Namespace, list[str]]:
-    from trl import TrlParser
-
-    class OneLineParser(TrlParser):
-        def error(self, message: str) -> NoReturn:
-            raise RecipeError(f"command line: {message}")
-
-    parser = OneLineParser(dataclass_types, allow_abbrev=False)
-    args = _words(argv)
-    args = ["--help" if arg == "--help_all" else arg for arg in args]
-    if "--config" in args:
-        at = args.index("--config")
-        if at + 1 == len(args):
-            raise RecipeError("command line: --config needs the path of a recipe")
-        path = args[at + 1]
-        del args[at : at + 2]
-        hints: dict[str, Any] = {}
-        for dataclass_type in dataclass_types:
-            hints |= typing.get_type_hints(dataclass_type)
-        recipe = read_yaml(path)
-        check_keys_and_types(recipe, hints, source=path)
-        _apply_environment(recipe, path)
-        parser.set_defaults_with_config(**recipe)
-    namespace, unknown = parser.parse_known_args(list(args))
+    classes = [*own, *(getattr(library, name) for name in trl)]
+    parser = OneLineParser(classes, allow_abbrev=False)
+    defaults = vars(parser.parse_known_args([])[0])
+    options = ArgumentParser(None)
+    options.add_argument("--config")
+    known, rest = options.parse_known_args(argv)
+    path, rest = known.config, ["--help" if word == "--help_all" else word for word in rest]
+    if path is not None:
+        written = read_yaml(path)
+        hints = {key: hint for each in classes for key, hint in typing.get_type_hints(each).items()}
+        check_keys_and_types(written, hints, source=path)
+        env = written.pop("env", None) or {}
+        try:
+            os.environ.update({str(name): str(value) for name, value in env.items()})
+        except (AttributeError, OSError, ValueError) as error:  # no mapping; an empty name, or a `=` in it
+            raise RecipeError(f"{path}: env must hold `NAME: value` lines: {error}") from error
+        parser.set_defaults_with_config(**written)
+    values, unknown = parser.parse_known_args(rest)
     if unknown:
-        close = difflib.get_close_matches(unknown[0], [f"--{key}" for key in vars(namespace)], n=1)
-        raise RecipeError(f"command line: unknown {unknown[0]}" + (f"; did you mean {close[0]}?" if close else ""))
+        raise RecipeError(f"command line: unknown {unknown[0]}{_meant(unknown[0], [f'--{key}' for key in defaults])}")
     for action in parser._actions:  # argparse looks at the choices of command-line values only
-        value = getattr(namespace, action.dest, None)
+        value = getattr(values, action.dest, None)
         if action.choices is not None and value is not None and value not in action.choices:
             raise RecipeError(f"{action.dest} must be one of {', '.join(map(str, action.choices))}, got {value!r}")
-    return parser, namespace, args
+    given = {key: value for key, value in vars(values).items() if value != defaults[key]}
+    return _Reading(parser, rest, path, values, given)
 
 
-def path_in(argv: Sequence[str]) -> str | None:
-    """The recipe's file on a command line."""
-    words = _words(argv)
-    return words[words.index("--config") + 1] if "--config" in words[:-1] else None
+def _short_help(description: str, own: Sequence[type]) -> str:
+    lines = [description.strip(), "", "Arguments of this script (as `key: value` in the recipe or `--key value`):", ""]
+    for field in (field for each in own for field in dataclasses.fields(each)):
+        default = field.default_factory() if callable(field.default_factory) else field.default
+        lines.append(f"  --{field.name} (default: {default})\n        {field.metadata['help']}")
+    end = "\nAlso --config RECIPE.yaml, and all of TRL's keys: --help_all lists them, in ten seconds."
+    return "\n".join([*lines, end])
 
 
 def parse(
-    dataclass_types: Sequence[type],
     argv: Sequence[str],
-    check: Callable[[argparse.Namespace], None] | None = None,
-    surroundings: Callable[[argparse.Namespace], AbstractContextManager[Any]] = nullcontext,
-) -> tuple[Any, ...]:
-    """Reads `--config RECIPE.yaml` and the overrides after it into instances of the dataclasses, in order.
+    description: str | None,
+    own: Sequence[type],
+    trl: Sequence[str],
+    check: Callable[[argparse.Namespace], object] = lambda values: None,
+) -> list[Any]:
+    """Reads `--config RECIPE.yaml` and the overrides after it into dataclass instances.
 
     Args:
-        dataclass_types, argv: as for `read_values`.
-        check: called with all values, by name, before the dataclasses are made; raises RecipeError on impossible ones.
-        surroundings: called with all values as well; the dataclasses are made within the context that it returns.
+        argv: the command line without the program's name. `--help` prints our own arguments and ends the program,
+            `--help_all` those of TRL besides.
+        description: what `--help` begins with.
+        own: dataclasses of this project.
+        trl: names of TRL's dataclasses. No two fields of all of them share a name.
+        check: gets the values, by name, before the dataclasses are made, whose own checks speak of derived
+            quantities. Raises RecipeError.
+
+    Returns:
+        The instances, in the order of `own` and `trl`.
 
     Raises:
         RecipeError: on anything that cannot be run; the message names the key.
     """
-    parser, namespace, args = _read(dataclass_types, argv)
-    if check is not None:  # GRPOConfig has checks of its own, but they speak of derived quantities
-        check(namespace)
-    try:
-        with surroundings(namespace):
-            return parser.parse_args_into_dataclasses(args=args, look_for_args_file=False)
-    except RecipeError:
-        raise
-    except (ValueError, TypeError, ImportError, OSError) as error:
-        raise RecipeError(str(error)) from error
+    reading = _read(argv, description, own, trl)
+    check(reading.values)
+    return reading.instances()
 
 
-def merged(*arguments: Any) -> types.SimpleNamespace:
-    """All keys of a recipe in one place, from the dataclass instances that `parse` returned."""
-    return types.SimpleNamespace(**{key: value for argument in arguments for key, value in vars(argument).items()})
+def _read_keys(argv: Sequence[str], task: Task, description: str | None) -> tuple[_Reading, Recipe]:
+    own = (ScriptArguments, task.arguments, VLLMArguments, HubArguments, GuardArguments)
+    reading = _read(argv, description, own, ("ModelConfig", "GRPOConfig"))
+    return reading, Recipe.draft(task, reading.values)
 
 
-def require(condition: bool, key: str, expected: str, value: Any) -> None:
-    """Raises RecipeError unless the condition holds."""
-    if not condition:
-        raise RecipeError(f"{key} must be {expected}, got {value!r}")
+def read_recipe(argv: Sequence[str], task: Task, description: str | None = None) -> Recipe:
+    """The recipe on a command line, checked; arguments and errors as for `parse`."""
+    reading, draft = _read_keys(argv, task, description)
+    check_values(draft)
+    with as_if_there(draft):
+        instances = reading.instances()
+    script, puzzles, vllm, hub, guards, model, training = instances
+    resolved = {key: value for instance in instances for key, value in vars(instance).items()}
+    # One process trains on one GPU; transformers would spread it over all that it sees, the server's included.
+    training._n_gpu = min(training.n_gpu, 1)
+    return Recipe(task, model, script, puzzles, vllm, hub, guards, training, reading.path, reading.given, resolved)
 
 
-def require_at_least(values: argparse.Namespace, minimum: float, *keys: str, exclusive: bool = False) -> None:
-    """Raises RecipeError unless each of the values is a number from `minimum` on, or above it when `exclusive`."""
-    for key in keys:
-        value = getattr(values, key)
-        good = isinstance(value, (int, float)) and (value > minimum if exclusive else value >= minimum)
-        expected = "positive" if exclusive and minimum == 0 else f"{minimum:g} or more"
-        require(good, key, expected, value)
+def read_draft(argv: Sequence[str], task: Task, description: str | None = None) -> Recipe:
+    """The recipe as plain values, for whatever machine; arguments and errors as for `parse`."""
+    return _read_keys(argv, task, description)[1]

@@ -1,18 +1,16 @@
-"""Checkpoints to evaluate: what a path or a Hub id names, which run it comes from, and what that run trained on."""
+"""Resolving checkpoints: what a path or a Hub id names, which run it comes from, and what that run trained on."""
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from mini_r1.common import RecipeError
-from mini_r1.countdown.dataset import GENERATE, is_there, local_path
-from mini_r1.countdown.puzzle import MAX_HELD_OUT_SHARE, Puzzle, is_held_out
-from mini_r1.run_folder import resume as resumption
+from mini_r1.common import RunError
+from mini_r1.run_folder import RUN_DESCRIPTION, TRAINER_STATE
+from mini_r1.run_folder.manifest import checkpoints_in, fault_in, read_description, read_json
+from mini_r1.task import Task, load_task
 
 ROOT = Path(__file__).resolve().parents[3]
 ADAPTER_CONFIG = "adapter_config.json"
@@ -28,7 +26,7 @@ class Checkpoint:
         revision: of a Hub id; None locally.
         is_adapter: whether it is a LoRA adapter, whose base model its configuration names.
         tokenizer: folder or Hub id of the tokenizer, None when it is the checkpoint's own.
-        run: the contents of the run's `run.json`, None when the run is not known.
+        run: the contents of the run's `run.json`, empty when the run is not known.
         run_folder: where results go, None when there is no run folder.
     """
 
@@ -37,89 +35,63 @@ class Checkpoint:
     revision: str | None = None
     is_adapter: bool = False
     tokenizer: str | None = None
-    run: dict[str, Any] | None = None
+    run: dict[str, Any] = field(default_factory=dict)
     run_folder: Path | None = None
 
-    def recipe(self, key: str, default: Any) -> Any:
-        """A value of the recipe that trained it."""
-        return ((self.run or {}).get("recipe") or {}).get(key, default)
+    @property
+    def task(self) -> Task:
+        """The task that it was trained on, the default one when the run is not known."""
+        return load_task(self.run.get("task"))
 
-    def may_have_trained_on(self, puzzle: Puzzle) -> bool:
-        """Whether the run's training side of the split could have held the puzzle; False when no run is known."""
-        if self.run is None:
-            return False
-        try:
-            share = (self.run.get("split") or {}).get("share", MAX_HELD_OUT_SHARE)
-            if is_held_out(*puzzle, share=share):
-                return False
-            if self.recipe("dataset_id_or_path", None) != GENERATE:
-                return True
-            low, high = self.recipe("number_range", [1, 99])
-            counts = self.recipe("number_counts", [3, 4])
-            return len(puzzle.nums) in counts and all(low <= n <= high for n in puzzle.nums)
-        except (AttributeError, TypeError, ValueError):  # a broken run.json rules nothing out
-            return True
+    def recipe(self, key: str, default: Any) -> Any:
+        """A value of the recipe that trained it; the default also stands for null."""
+        value = self.run.get("recipe", {}).get(key)
+        return default if value is None else value
+
+    def puzzle_arguments(self, **changes: Any) -> Any:
+        """The task's arguments as its run had them, with changes; null and None stand for a default."""
+        given = {key: value for key, value in changes.items() if value is not None}
+        values = {one.name: self.recipe(one.name, None) for one in fields(self.task.arguments)} | given
+        return self.task.arguments(**{key: value for key, value in values.items() if value is not None})
 
 
 def local_folder(name: str) -> Path:
     """The path that is meant: recipes and adapters name models relative to the repository, wherever one stands."""
-    path = local_path(name)
-    return path if is_there(path) or not is_there(ROOT / name) else ROOT / name
-
-
-def _run_of(folder: Path) -> tuple[dict[str, Any] | None, Path | None]:
-    """The run that a model folder belongs to: the folder itself is a run's, or a checkpoint in one."""
-    for candidate in (folder, folder.parent):
-        try:
-            run = json.loads((candidate / "run.json").read_text())
-        except (OSError, ValueError, RecursionError):
-            continue
-        if isinstance(run, dict) and isinstance(run.get("recipe"), dict):
-            return run, candidate
-    return None, None
+    path = Path(name).expanduser()
+    return ROOT / name if not path.exists() and (ROOT / name).exists() else path
 
 
 def _is_model(folder: Path) -> bool:
     """Whether a folder holds a model or an adapter as safetensors; pickled weights are not read."""
     has_weights = any(folder.glob("*.safetensors"))
-    return has_weights and ((folder / "config.json").is_file() or (folder / ADAPTER_CONFIG).is_file())
-
-
-def _pickled(folder: Path) -> Path | None:
-    """The first file of pickled weights in a model folder, or in a checkpoint of a run folder; None without any."""
-    patterns = ("pytorch_model*.bin", "adapter_model*.bin")
-    files = (path for place in ("", "checkpoint-*/") for name in patterns for path in folder.glob(place + name))
-    return min(files, default=None)
+    return has_weights and any((folder / name).is_file() for name in ("config.json", ADAPTER_CONFIG))
 
 
 def _local(folder: Path, name: str | None = None) -> Checkpoint:
-    run, run_folder = _run_of(folder)
+    """A model folder, which is a run's own or a checkpoint in one, or of no run that is known."""
+    run_folder = next((place for place in (folder, folder.parent) if read_description(place).get("recipe")), None)
+    run = read_description(run_folder) if run_folder else {}
     is_adapter = (folder / ADAPTER_CONFIG).is_file()
-    return Checkpoint(name or "/".join(folder.resolve().parts[-2:]), str(folder), is_adapter=is_adapter, run=run,
-                      run_folder=run_folder)  # fmt: skip
+    name = name or "/".join(folder.resolve().parts[-2:])
+    return Checkpoint(name, str(folder), is_adapter=is_adapter, run=run, run_folder=run_folder)
 
 
 def _of_run(folder: Path) -> list[Checkpoint]:
     """The model that a run began with, its checkpoints in order, and its final model unless the last is the same."""
-    checkpoints = list(resumption.checkpoints_in(folder).values())
-    if any(resumption.read_manifest(path) for path in checkpoints):  # one that is just being written is left out
-        checkpoints = [path for path in checkpoints if not resumption.fault_in(path)]
-    found = [_local(path, path.name) for path in checkpoints if _is_model(path)]
-    run, run_folder = _run_of(folder)
+    checkpoints = list(checkpoints_in(folder).values())
+    # One that is just being written is left out. Early runs wrote no manifests.
+    complete = [path for path in checkpoints if not fault_in(path)] or checkpoints
+    found = [_local(path, path.name) for path in complete if _is_model(path)]
     if _is_model(folder):
-        try:
-            step = json.loads((folder / "trainer_state.json").read_text())["global_step"]
-        except (OSError, ValueError, LookupError, TypeError, RecursionError):
-            step = None
+        step = (read_json(folder / TRAINER_STATE) or {}).get("global_step")
         if not (found and found[-1].name == f"checkpoint-{step}"):
             found.append(_local(folder, "final model"))
-    recipe = (run or {}).get("recipe", {})
-    base = recipe.get("model_name_or_path")
-    if isinstance(base, str) and base and found:
-        revision = None if local_folder(base).is_dir() else recipe.get("model_revision")
+    if found and (base := found[0].recipe("model_name_or_path", "")):
+        revision = None if local_folder(base).is_dir() else found[0].recipe("model_revision", None)
         # Checkpoints bring the tokenizer that they were trained with; the base is to be asked through the same one.
-        found.insert(0, Checkpoint("base", base, revision, tokenizer=recipe.get("tokenizer_name_or_path"), run=run,
-                                   run_folder=run_folder))  # fmt: skip
+        tokenizer = found[0].recipe("tokenizer_name_or_path", None)
+        first = Checkpoint("base", base, revision, False, tokenizer, found[0].run, found[0].run_folder)
+        found.insert(0, first)
     return found
 
 
@@ -131,57 +103,42 @@ def resolve(specification: str) -> list[Checkpoint]:
             checkpoint in it; or a Hub id, as `name` or `name@revision`.
 
     Raises:
-        RecipeError: when there is nothing to load.
+        RunError: when there is nothing to load.
     """
     folder = local_folder(specification)
-    if is_there(folder) and folder.is_dir():
-        if (folder / "run.json").is_file():
-            found = _of_run(folder)
-            if found:
-                return found
-        if _is_model(folder):
-            return [_local(folder)]
-        if pickled := _pickled(folder):
-            library, model = ("peft", "AutoPeftModelForCausalLM") if pickled.name.startswith("adapter") else (
-                "transformers", "AutoModelForCausalLM")  # fmt: skip
-            raise RecipeError(
-                f"{specification} holds pickled weights ({pickled.name}), and only safetensors are read; if you trust "
-                f'their origin, convert them: python -c "from {library} import {model} as M; '
-                f"M.from_pretrained('{pickled.parent}').save_pretrained('{pickled.parent}')\""
-            )
-        raise RecipeError(
-            f"{specification} holds no model that can be loaded (config.json or {ADAPTER_CONFIG}, and *.safetensors)"
-        )
-    name, _, revision = specification.partition("@")
-    if is_there(folder) or name.startswith(".") or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        raise RecipeError(f"{specification} is no checkpoint folder")
-    return [Checkpoint(specification, name, revision or "main")]
+    if not folder.exists():
+        return [_on_hub(specification)]
+    if (folder / RUN_DESCRIPTION).is_file() and (found := _of_run(folder)):
+        return found
+    if _is_model(folder):
+        return [_local(folder)]
+    raise RunError(
+        f"{specification} holds no model that can be loaded (config.json or {ADAPTER_CONFIG}, with *.safetensors): "
+        f"if you trust pickled weights in it, load them with transformers or peft and call `save_pretrained`"
+    )
 
 
-def is_hub_adapter(checkpoint: Checkpoint) -> bool:
-    """Whether a Hub id names an adapter; asks the Hub, and without it takes it for a full model."""
+def _on_hub(specification: str) -> Checkpoint:
+    """What `name` or `name@revision` stands for on the Hub; where it does not answer, a full model."""
     import httpx
-    from huggingface_hub import file_exists
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub import errors, file_exists
 
-    if local_folder(checkpoint.path).is_dir():
-        return False
+    name, _, revision = specification.partition("@")
     try:
-        return file_exists(checkpoint.path, ADAPTER_CONFIG, revision=checkpoint.revision)
-    except (OSError, HfHubHTTPError, httpx.HTTPError):
-        return False
+        is_adapter = file_exists(name, ADAPTER_CONFIG, revision=revision or "main")
+    except errors.HFValidationError as error:
+        raise RunError(f"{specification} is no checkpoint folder, and no name on the Hub") from error
+    except (OSError, httpx.HTTPError):
+        is_adapter = False
+    return Checkpoint(specification, name, revision or "main", is_adapter)
 
 
-def refuse_trained_puzzles(checkpoints: Sequence[Checkpoint], puzzles: Sequence[Puzzle]) -> None:
-    """Refuses puzzles that one of the checkpoints may have been trained on.
-
-    Raises:
-        RecipeError: naming how many there are and what to do.
-    """
-    for checkpoint in checkpoints:
-        trained = sum(checkpoint.may_have_trained_on(puzzle) for puzzle in puzzles)
-        if trained:
-            raise RecipeError(
+def refuse_trained_puzzles(checkpoints: Sequence[Checkpoint], puzzles: Sequence[Any]) -> None:
+    """Raises RunError when one of the checkpoints, of known runs, may have been trained on some of the puzzles."""
+    for checkpoint in (checkpoint for checkpoint in checkpoints if checkpoint.run):
+        arguments, split = checkpoint.puzzle_arguments(), checkpoint.run.get("split", {})
+        if trained := sum(arguments.could_train_on(split, puzzle) for puzzle in puzzles):
+            raise RunError(
                 f"{trained} of {len(puzzles)} puzzles are on the training side of the split of the run that made "
                 f"{checkpoint.name}, so success on them says nothing about new ones: leave --puzzles out, or add "
                 f"--allow_trained_puzzles"

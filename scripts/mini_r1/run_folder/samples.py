@@ -9,8 +9,9 @@ import json
 import logging
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mini_r1.common import printable
 
@@ -20,9 +21,7 @@ logger = logging.getLogger(__name__)
 ALL_SAMPLES, SUCCESS_SAMPLES = "completion_samples", "success_completion_samples"
 SAMPLE_NAMES = (ALL_SAMPLES, SUCCESS_SAMPLES)
 # The same by kind of folder, as `SampleLog.sizes` names them.
-SAMPLE_FILES = tuple(
-    f"{kind}/{name}.{suffix}" for kind, suffix in (("text", "txt"), ("json", "jsonl")) for name in SAMPLE_NAMES
-)
+SAMPLE_FILES = [f"text/{name}.txt" for name in SAMPLE_NAMES] + [f"json/{name}.jsonl" for name in SAMPLE_NAMES]
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Sample:
     Attributes:
         step: optimizer steps done when it was sampled.
         split: `train` or `held_out`.
-        nums, target: the puzzle.
+        puzzle: the puzzle, a NamedTuple of the task.
         response: the whole assistant turn, prefill included.
         reason: the verdict's reason code.
         value: the exact value of the equation as a string (`"85"`, `"7/2"`), or None.
@@ -43,8 +42,7 @@ class Sample:
 
     step: int
     split: str
-    nums: list[int]
-    target: int
+    puzzle: Any
     response: str
     reason: str
     value: str | None
@@ -54,12 +52,18 @@ class Sample:
     rank: int
     index: int
 
+    def as_record(self) -> dict[str, Any]:
+        """The sample as a line of the .jsonl files holds it, the puzzle's fields beside the others."""
+        record = dict(vars(self))
+        puzzle = record.pop("puzzle")
+        return {**record, **puzzle._asdict()}
+
     def as_text(self) -> str:
         """The sample as a person reads it in the .txt files."""
         value = "" if self.value is None else f" (the equation comes to {self.value})"
         return (
             f"{'=' * 100}\n"
-            f"step {self.step} · {self.split} · numbers {self.nums} · target {self.target}\n"
+            f"step {self.step} · {self.split} · {self.puzzle}\n"
             f"verdict: {self.reason}{value} · format {self.format_reward:.0f} · {self.completion_tokens} tokens\n"
             f"{'-' * 100}\n{printable(self.response)}\n\n"
         )
@@ -73,21 +77,16 @@ def append_record(path: Path, record: bytes) -> None:
     Raises:
         OSError: when the folder or the disk does not take the record.
     """
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
+    with path.open("ab", buffering=0) as stream:
         with contextlib.suppress(OSError):  # some network file systems know no locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        size = os.fstat(descriptor).st_size
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        size = os.fstat(stream.fileno()).st_size
         try:
-            view = memoryview(record)
-            while view:
-                view = view[os.write(descriptor, view) :]
+            while record:  # a write may take less than it is given
+                record = record[os.write(stream.fileno(), record) :]
         except OSError:
-            with contextlib.suppress(OSError):  # the first error is the one to report
-                os.ftruncate(descriptor, size)
+            stream.truncate(size)
             raise
-    finally:
-        os.close(descriptor)
 
 
 class SampleLog:
@@ -110,32 +109,28 @@ class SampleLog:
         self._warned = False
 
     def sizes(self) -> dict[str, int]:
-        """Bytes in each of the four files, 0 where there is none yet; `resumption.cut_back` takes them."""
+        """Bytes in each of the four files, 0 where there is none yet; `resume.cut_back` takes them."""
         folders, found = {"text": self.text_folder, "json": self.json_folder}, {}
         for key in SAMPLE_FILES:
-            kind, _, name = key.partition("/")
-            try:
-                found[key] = (folders[kind] / name).stat().st_size
-            except OSError:
-                found[key] = 0
+            kind, name = key.split("/")
+            path = folders[kind] / name
+            found[key] = path.stat().st_size if path.exists() else 0
         return found
 
     def record(self, samples: Iterable[Sample]) -> None:
         """Writes those samples whose turn it is."""
         for sample in samples:
             for name, share in self.shares.items():
-                if name == SUCCESS_SAMPLES and sample.equation_reward != 1.0:
-                    continue
-                if self._draw(name, sample) < share:
+                is_wanted = name == ALL_SAMPLES or sample.equation_reward == 1.0
+                if is_wanted and self._draw(name, sample) < share:
                     self._write(self.text_folder / f"{name}.txt", sample.as_text())
-                    self._write(self.json_folder / f"{name}.jsonl", json.dumps(asdict(sample)) + "\n")
+                    self._write(self.json_folder / f"{name}.jsonl", json.dumps(sample.as_record()) + "\n")
 
     @staticmethod
     def _draw(name: str, sample: Sample) -> float:
-        place = f"{sample.step}/{sample.rank}/{sample.index}"
-        if sample.split == "held_out":  # the same puzzles at every evaluation, so that one can be followed
-            place = ""
-        key = f"{name}/{sample.split}/{place}/{sample.nums}={sample.target}"
+        # In an evaluation the same puzzles every time, so that one can be followed.
+        place = "" if sample.split == "held_out" else f"{sample.step}/{sample.rank}/{sample.index}"
+        key = f"{name}/{sample.split}/{place}/{'='.join(map(str, sample.puzzle))}"
         return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") / 2**64
 
     def _write(self, path: Path, text: str) -> None:
@@ -144,7 +139,5 @@ class SampleLog:
             append_record(path, text.encode("utf-8", "backslashreplace"))
         except OSError as error:
             if not self._warned:
-                self._warned = True
-                logger.warning(
-                    "cannot write samples to %s (%s); training goes on, further samples may be missing", path, error
-                )
+                logger.warning("cannot write samples to %s (%s); training continues, some may be missing", path, error)
+            self._warned = True

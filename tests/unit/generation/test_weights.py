@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
+import http.server
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from conftest import ROOT, TINY_MODEL, program_environment
+from conftest import ROOT, TINY_MODEL
 
 pytestmark = pytest.mark.slow
 
@@ -115,68 +117,112 @@ def test_a_quantized_base_is_dequantized_before_the_adapter_is_added():
     torch.testing.assert_close(torch.nn.functional.linear(inputs, weight), layer(inputs), rtol=0.02, atol=0.03)
 
 
-def test_one_process_never_spreads_a_model_over_the_servers_gpu(monkeypatch: pytest.MonkeyPatch):
-    """TRL's default with one CUDA process is device_map "auto", which takes every GPU that it sees."""
+# ---- failed transfers, with a server that only answers --------------------------------------------------------------
+
+
+class Answers(http.server.BaseHTTPRequestHandler):
+    """Takes the announcement of new weights and answers it as the test wants."""
+
+    answer: Callable[[], int]  # HTTP status
+
+    def do_POST(self) -> None:
+        self.send_response(type(self).answer() if self.path == "/update_weights" else 200)
+        self.end_headers()
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def client_of(url: str) -> Any:
+    """A client that sends weights over NCCL, as far as that is known without a GPU."""
+    import requests
+
+    from mini_r1.generation.client import RunClient
+
+    client = RunClient.__new__(RunClient)
+    client.base_url, client.session = url, requests.Session()
+    client.server = client.weight_folder = client.failure = client.communicator = None
+    client._updating_weights = False
+    return client
+
+
+@pytest.fixture
+def answering(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[], int], Callable[..., None]], Any]]:
+    """Given the server's answer and what NCCL does, a client after its update."""
     import torch
-    import trl.trainer.utils as trl_utils
+    from trl.generation import vllm_client as trl_client
 
-    from run_r1_grpo import model_init_kwargs
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
 
-    monkeypatch.setattr(trl_utils, "PartialState", lambda: SimpleNamespace(device=torch.device("cuda", 0)))
-    given: dict[str, Any] = {}
-    loader = SimpleNamespace(from_pretrained=lambda name, **kwargs: given.update(kwargs))
-    recipe = SimpleNamespace(model_revision="main", attn_implementation="sdpa", dtype="float32")
-    kwargs = model_init_kwargs(recipe, SimpleNamespace(model_init_kwargs={"use_cache": False}))
-    trl_utils.create_model_from_path(str(TINY_MODEL), architecture=loader, **kwargs)
-    assert given["device_map"] is None
-    assert given["use_safetensors"] is True
-    assert given["use_cache"] is False
+    def update(answer: Callable[[], int], send: Callable[..., None]) -> Any:
+        monkeypatch.setattr(Answers, "answer", staticmethod(answer), raising=False)
+        monkeypatch.setattr(trl_client, "packed_nccl_broadcast_producer", send)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+        client = client_of(f"http://127.0.0.1:{httpd.server_port}")
+        client.update_named_params([("w", "float32", [1])], iter([("w", torch.ones(1))]))
+        return client
 
-
-# A server that takes the announcement of new weights and never answers, and a trainer whose sending fails.
-_FAILED_TRANSFER = """
-import threading, time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-import torch
-from trl.generation import vllm_client as trl_client
-from mini_r1.generation import client as vllm_client
-
-class Server(BaseHTTPRequestHandler):
-    def do_POST(self):
-        if self.path == "/update_weights":
-            time.sleep(1000)
-        self.send_response(200); self.end_headers()
-    def log_message(self, *args): pass
-
-def no_memory(**kwargs):
-    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
-
-server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
-threading.Thread(target=server.serve_forever, daemon=True).start()
-vllm_client._HUNG_TRANSFER_SECONDS = 1
-trl_client.ThreadPoolExecutor = vllm_client.TransferExecutor
-trl_client.packed_nccl_broadcast_producer = no_memory
-torch.cuda.synchronize = lambda: None
-client = vllm_client.RunClient.__new__(vllm_client.RunClient)
-client.base_url, client.session = f"http://127.0.0.1:{server.server_port}", trl_client.requests.Session()
-client.server = client.weight_folder = client.failure = None
-client._updating_weights, client.communicator = False, None
-client._transfer_failed = vllm_client.TransferExecutor.failed
-client.update_named_params([("w", "float32", [1])], iter([("w", torch.ones(1))]))
-"""
+    yield update
+    httpd.shutdown()
+    httpd.server_close()
 
 
-def test_a_trainer_that_cannot_send_weights_ends_instead_of_waiting_for_the_server():
-    done = subprocess.run(
-        [sys.executable, "-c", _FAILED_TRANSFER],
-        env=program_environment(PYTHONPATH=str(ROOT / "scripts")),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 3, done.stderr
-    assert "CUDA out of memory" in done.stderr.splitlines()[-1]
-    assert "while weights were on their way to the vLLM server" in done.stderr.splitlines()[-1]
+def test_a_trainer_that_cannot_send_weights_does_not_wait_for_the_server(
+    answering: Any, monkeypatch: pytest.MonkeyPatch
+):
+    """The server waits for weights that do not come; every rank hears of it, so that a checkpoint can be saved."""
+    import torch
+
+    from mini_r1.common import ServerError
+    from mini_r1.generation import client as client_module
+
+    def no_memory(**kwargs: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
+
+    monkeypatch.setattr(client_module, "_TRANSFER_SECONDS", 1)
+    answered = threading.Event()
+    client = answering(lambda: 200 if answered.wait(60) else 500, no_memory)
+    answered.set()
+    with pytest.raises(ServerError, match="new weights do not reach the vLLM server: CUDA out of memory"):
+        list(client.generate([[1]])["prompt_ids"])
+
+
+def test_a_server_that_fails_in_a_transfer_ends_a_trainer_that_waits_for_it(
+    answering: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """NCCL waits for ever, and nothing reaches the main thread: the process ends, in one line."""
+    from mini_r1.generation import client as client_module
+
+    ended: list[int] = []
+    over = threading.Event()
+
+    def end(code: int) -> None:
+        ended.append(code)
+        over.set()
+
+    monkeypatch.setattr(client_module.os, "_exit", end)
+    monkeypatch.setattr(client_module, "_HUNG_SECONDS", 1)
+    answering(lambda: 500, lambda **kwargs: over.wait(60))
+    assert ended == [1]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: weights on their way to vLLM cannot be recalled")
+    assert "answers" in line
+
+
+def test_a_failed_transfer_that_is_over_ends_nothing(answering: Any, monkeypatch: pytest.MonkeyPatch):
+    from mini_r1.generation import client as client_module
+
+    ended: list[int] = []
+    monkeypatch.setattr(client_module.os, "_exit", ended.append)
+    monkeypatch.setattr(client_module, "_HUNG_SECONDS", 1)
+    client = answering(lambda: 500, lambda **kwargs: None)
+    assert "/update_weights with 500" in client.failure
+    time.sleep(1.5)
+    assert ended == []
+
+
+# ---- engines -------------------------------------------------------------------------------------------------------
 
 
 def test_colocated_engines_sample_apart_and_by_the_recipes_seed(monkeypatch: pytest.MonkeyPatch):
@@ -184,7 +230,9 @@ def test_colocated_engines_sample_apart_and_by_the_recipes_seed(monkeypatch: pyt
     from trl.generation import vllm_generation
     from trl.trainer import grpo_trainer
 
+    from mini_r1.countdown import TASK
     from mini_r1.generation.client import connect
+    from mini_r1.recipe import Recipe
     from mini_r1.recipe.placement import Placement
 
     keys = {"model_revision": "main", "tokenizer_name_or_path": None, "dtype": "bfloat16", "vllm_dtype": None}
@@ -194,8 +242,8 @@ def test_colocated_engines_sample_apart_and_by_the_recipes_seed(monkeypatch: pyt
     for seed, rank in ((42, 0), (42, 1), (43, 0)):
         monkeypatch.setattr(vllm_generation, "LLM", lambda **arguments: seeds.append(arguments["seed"]))
         monkeypatch.setattr(grpo_trainer, "VLLMGeneration", None)
-        values = SimpleNamespace(**keys, seed=seed)
-        connect(values, Placement("colocate", on_cpu=False), None, SimpleNamespace(process_index=rank))
+        recipe = Recipe.draft(TASK, SimpleNamespace(**keys, seed=seed, process_index=rank))
+        connect(recipe, Placement("colocate", on_cpu=False), None)
         vllm_generation.LLM(seed=rank)  # as TRL does
     assert len(set(seeds)) == 3
 

@@ -1,200 +1,99 @@
-"""The report: what it reads, what it never lets through, and the page in a real browser."""
+"""The report: its curves, what the page never lets through, and the page in a real browser."""
 
 from __future__ import annotations
 
 import itertools
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from conftest import ROOT, program_environment
-from mini_r1.common import RecipeError
-from mini_r1.report.page import build_page, describe_run, describe_state, embed, make_charts, thin_out
+import report
+from mini_r1.common import DiskError, RunError
+from mini_r1.countdown import TASK
+from mini_r1.report import page as report_page
+from mini_r1.report.charts import as_svg, draw_curves, make_charts
+from mini_r1.report.page import build_page, describe_state, pack_samples, thin_out, tiles
 from mini_r1.responses import thinking
-from mini_r1.run_folder.record import read_run, read_tensorboard
-from mini_r1.signs import count_attempts, count_self_corrections
-
-# What a model could write to harm whoever looks at it: markup, the end of the script, terminal escapes.
-HOSTILE = "<think>\n</script><img src=x onerror=\"document.title='pwned'\"><!-- \x1b[2J \u2028 1+1=2 too high\n</think>"
-
-
-def sample(step: int, index: int = 0, **changed: Any) -> dict[str, Any]:
-    puzzle = [([44, 19, 35], 98), ([3, 5, 2], 17)][index % 2]
-    return {
-        "step": step, "split": "train", "nums": puzzle[0], "target": puzzle[1],
-        "response": f"<think>\n44-19=25 too low\nno. {index} {step}\n44+19=63, 63+35=98 yes!\n</think>"
-        "\n<answer>1</answer>",
-        "reason": "correct" if index % 2 else "wrong_value", "value": None, "format_reward": 1.0,
-        "equation_reward": float(index % 2), "completion_tokens": 30, "rank": 0, "index": index, **changed,
-    }  # fmt: skip
-
-
-def make_run(folder: Path, samples: list[dict[str, Any]], *, finished: bool = True, steps: int = 10) -> Path:
-    (folder / "samples").mkdir(parents=True)
-    description = {"name": folder.name, "command": ["run_r1_grpo.py"], "versions": {"trl": "1.16.0"}, "hardware": {},
-                   "split": {"held_out_puzzles": 100}, "recipe": {"max_steps": steps, "eval_puzzles": 100,
-                   "learning_rate": 1e-4, "sample_share": 0.1, "success_sample_share": 0.1}}  # fmt: skip
-    (folder / "run.json").write_text(json.dumps(description))
-    with (folder / "samples" / "completion_samples.jsonl").open("w") as stream:
-        stream.writelines(json.dumps(record) + "\n" for record in samples)
-    history: list[dict[str, Any]] = [
-        {"step": step, "rewards/equation_reward_func/mean": step / steps, "rewards/format_reward_func/mean": 1.0,
-         "completions/mean_length": 40.0 + step, "thinking/attempts": 1.0, "entropy": 0.5, "step_time": 2.0,
-         "kl": float("nan")}
-        for step in range(1, steps + 1)
-    ]  # fmt: skip
-    history.append({"step": steps, "eval_rewards/equation_reward_func/mean": 0.8, "eval_completions/mean_length": 50.0})
-    place = folder if finished else folder / f"checkpoint-{steps}"
-    place.mkdir(exist_ok=True)
-    (place / "trainer_state.json").write_text(json.dumps({"global_step": steps, "log_history": history}))
-    return folder
+from mini_r1.run_folder.record import read_run
+from mini_r1.signs import SIGNS
+from small_run import HOSTILE, make_run, sample
 
 
 def page_of(*folders: Path) -> str:
-    runs = [read_run(folder) for folder in folders]
-    return build_page(runs, make_charts(runs))
+    return build_page([read_run(folder) for folder in folders])
 
 
-def test_curves_and_held_out_points_are_read(tmp_path: Path):
-    run = read_run(make_run(tmp_path / "run", [sample(1)]))
-    assert run.finished
-    assert run.points("rewards/equation_reward_func/mean")[-1] == (10, 1.0)
-    (point,) = run.held_out
-    assert (point["step"], point["pass@1"]) == (10, 0.8)
-    assert point["low"] < 0.8 < point["high"]
-    assert not run.points("kl")  # not a number is nothing to draw
+def log(folder: Path, *entries: dict[str, Any]) -> Path:
+    (folder / "trainer_state.json").write_text(json.dumps({"log_history": entries}))
+    return folder
 
 
-def test_a_run_that_is_still_going(tmp_path: Path):
-    run = read_run(make_run(tmp_path / "run", [], finished=False))
-    assert not run.finished
-    assert run.step == 10
-    assert "not finished, step 10 of 10" in page_of(tmp_path / "run")
+# ---- curves and figures --------------------------------------------------------------------------------------------
+
+
+def test_every_curve_that_a_run_logged_is_there_once(tmp_path: Path):
+    entry = {"reward": 1.0, "rewards/brevity/mean": 0.5, "rewards/brevity/std": 0.1, "thinking/doubts": 2.0, "lr": 1.0}
+    first = log(make_run(tmp_path / "a", []), {"step": 1, **entry}, {"step": 2, "reward": 1.5})
+    second = log(make_run(tmp_path / "b", []), {"step": 3, "kl": 0.25})
+    charts = make_charts([read_run(first), read_run(second)])
+    assert [(chart.title, chart.metric) for chart in charts] == [
+        ("Summed reward", "reward"),
+        ("KL from the starting model", "kl"),
+        ("Brevity", "rewards/brevity/mean"),
+        ("Doubts", "thinking/doubts"),
+    ]
+    assert charts[0].series == [[(1, 1.0), (2, 1.5)], []]
+    assert charts[0].ends() == [(0, "1 → 1.5")]
+    assert charts[1].ends() == [(1, "0.25 → 0.25")]
+
+
+@pytest.mark.parametrize("entry", [
+    pytest.param({"thinking/attempts": -1e100, "reward": 1e100}, id="values that are just let through"),
+    pytest.param({"step": -1e100, "reward": 1.0}, id="a step that is just let through"),
+    pytest.param({"thinking/\ud800": 1.0}, id="half a surrogate pair in a metric"),
+    pytest.param({"rewards/$\\frac$/mean": 1.0}, id="broken mathematics in a metric"),
+    pytest.param({"rewards/<script>/mean": 1.0}, id="markup in a metric"),
+])  # fmt: skip
+def test_odd_values_and_names_are_drawn(entry: dict[str, Any], tmp_path: Path):
+    folder = log(make_run(tmp_path / "run", [], name="_$x"), {"step": 1, **entry}, {"step": 5, "reward": 0.5})
+    run = read_run(folder)
+    assert draw_curves([run], tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert all(as_svg(chart).startswith("<svg") for chart in make_charts([run]))
+    assert page_of(folder).encode("utf-8").count(b"<script") == 3
+
+
+def test_nothing_logged_is_nothing_drawn(tmp_path: Path):
+    folder = make_run(tmp_path / "run", [])
+    (folder / "trainer_state.json").unlink()
+    assert not draw_curves([read_run(folder)], tmp_path / "curves.png")
+    assert not (tmp_path / "curves.png").exists()
+    assert "Nothing has been logged yet." in page_of(folder)
 
 
 @pytest.mark.parametrize(("age", "said"), [
-    pytest.param(20, "last written 20 s before this report", id="still going"),
+    pytest.param(20, "last written 20 s before this report", id="still running"),
     pytest.param(3 * 3600, "last written 3.0 h before this report", id="died in the night"),
     pytest.param(-50, "last written 0 s before this report", id="another machine's clock"),
 ])  # fmt: skip
-def test_a_run_that_died_is_told_from_one_that_is_going_by_its_age(age: float, said: str, tmp_path: Path):
-    folder = make_run(tmp_path / "run", [sample(1)], finished=False)
-    now = time.time()
-    newest = folder / "checkpoint-10" / "trainer_state.json"
-    for path in folder.rglob("*.json*"):
-        os.utime(path, (now - age - (0 if path == newest else 5000), now - age - (0 if path == newest else 5000)))
-    (folder / "evaluation").mkdir()
-    for later in ("report.html", "report.png", "evaluation/results.json"):  # made of the run, not by it
-        (folder / later).write_text("{}")
-    run = read_run(folder)
-    assert run.last_written == pytest.approx(now - age, abs=1)
-    assert describe_state(run, now) == f"not finished, step 10 of 10, {said}"
-    assert describe_run(run, 0)["state"].startswith("not finished, step 10 of 10, last written ")
-    finished = make_run(tmp_path / "finished", [])
-    assert describe_state(read_run(finished), now) == "finished, 10 steps"
-
-
-def write_events(folder: Path, number: int, values: dict[int, float]) -> None:
-    """One event file as the trainer's TensorBoard callback leaves it; `number` puts the files in order."""
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.summary.writer.record_writer import RecordWriter
-
-    folder.mkdir(exist_ok=True)
-    with (folder / f"events.out.tfevents.{number}.host").open("wb") as stream:
-        writer = RecordWriter(stream)
-        for step, value in values.items():
-            for tag in ("train/reward", "eval/reward", "other/reward"):
-                summary = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
-                writer.write(Event(step=step, wall_time=float(step), summary=summary).SerializeToString())
-
-
-def test_a_resumed_run_is_read_from_tensorboard_without_what_it_took_back(tmp_path: Path):
-    write_events(tmp_path, 1, {1: 1.0, 2: 2.0, 3: 3.0, 4: 4.0})
-    write_events(tmp_path, 2, {3: 30.0, 5: float("nan")})
-    history = read_tensorboard(tmp_path)
-    assert history == [{"step": step, "reward": v, "eval_reward": v} for step, v in ((1, 1.0), (2, 2.0), (3, 30.0))]
-
-
-def test_event_files_that_are_cut_off_or_broken_lose_only_their_own(tmp_path: Path):
-    write_events(tmp_path, 1, {1: 1.0, 2: 2.0})
-    cut = tmp_path / "events.out.tfevents.1.host"
-    cut.write_bytes(cut.read_bytes()[:-5])  # into the last scalar, other/reward, which is not shown
-    (tmp_path / "events.out.tfevents.2.host").write_bytes(b"no events" * 50)
-    (tmp_path / "events.out.tfevents.3.host").touch()
-    assert [entry["reward"] for entry in read_tensorboard(tmp_path)] == [1.0, 2.0]
-
-
-def test_a_running_run_is_as_fresh_as_its_tensorboard(tmp_path: Path):
-    folder = make_run(tmp_path / "run", [], finished=False, steps=10)
-    write_events(folder / "tensorboard", 1, {12: 1.0})
-    assert read_run(folder).step == 12
+def test_a_run_that_died_is_told_from_a_running_one_by_its_age(age: float, said: str, tmp_path: Path):
+    run = read_run(make_run(tmp_path / "run", [], finished=False))
+    assert describe_state(run, run.last_written + age) == f"not finished, step 10 of 10, {said}"
+    assert describe_state(replace(run, finished=True), run.last_written + age) == "finished, 10 steps"
 
 
 def test_training_time_counts_every_step_when_not_every_step_is_logged(tmp_path: Path):
-    folder = make_run(tmp_path / "run", [])
-    history = [{"step": step, "step_time": 2.0} for step in (5, 10)]
-    (folder / "trainer_state.json").write_text(json.dumps({"log_history": history}))
-    run = read_run(folder)
-    times = [value for label, value, _ in describe_run(run, 0)["tiles"] if label == "training time"]
-    assert times == ["20 s"]
+    folder = log(make_run(tmp_path / "run", []), *({"step": step, "step_time": 2.0} for step in (5, 10)))
+    assert [(label, value) for label, value, _ in tiles(read_run(folder))] == [("training time", "20 s")]
 
 
-@pytest.mark.parametrize("name", ["{{samples}}", "{{data}}", "</title><script>alert(1)</script>"])
-def test_a_run_may_have_any_name(name: str, tmp_path: Path):
-    folder = make_run(tmp_path / "run", [sample(1)])
-    description = json.loads((folder / "run.json").read_text()) | {"name": name}
-    (folder / "run.json").write_text(json.dumps(description))
-    page = page_of(folder)
-    assert page.count("<script") == page.count("</script>") == 3  # data, the page's own, one run's samples
-    data = page.partition('id="data">')[2].partition("</script>")[0]
-    assert json.loads(data)["runs"][0]["name"] == name
-
-
-def test_broken_sample_lines_are_counted_not_fatal(tmp_path: Path):
-    folder = make_run(tmp_path / "run", [sample(1), sample(2, reason=3), sample(3)])
-    with (folder / "samples" / "completion_samples.jsonl").open("a") as stream:
-        stream.write('{"step": 4, "respon')
-    run = read_run(folder)
-    assert [kept.step for kept in run.samples] == [1, 3]
-    assert run.skipped == 2
-    assert "2 lines of the sample files" in page_of(folder)
-
-
-def test_what_is_no_run_is_refused_in_one_line(tmp_path: Path):
-    with pytest.raises(RecipeError, match="no run folder"):
-        read_run(tmp_path)
-    done = subprocess.run([sys.executable, "scripts/report.py", str(tmp_path)], cwd=ROOT, env=program_environment(),
-                          capture_output=True, text=True, timeout=60)  # fmt: skip
-    assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1
-
-
-def test_model_text_cannot_leave_its_json(tmp_path: Path):
-    page = page_of(make_run(tmp_path / "run", [sample(1, response=HOSTILE)]))
-    assert "<img" not in page
-    assert "\x1b" not in page
-    assert "\u2028" not in page
-    assert page.count("</script>") == page.count("<script")
-    assert json.loads(embed({"text": HOSTILE}))["text"] == HOSTILE
-    with pytest.raises(ValueError, match="Out of range"):
-        embed(float("nan"))
-
-
-def test_the_page_forbids_the_network_and_names_no_address(tmp_path: Path):
-    page = page_of(make_run(tmp_path / "run", [sample(1)]))
-    assert "default-src 'none'" in page
-    outside = page.replace("http://www.w3.org/2000/svg", "")
-    assert "http://" not in outside
-    assert "https://" not in outside
+# ---- samples -------------------------------------------------------------------------------------------------------
 
 
 def test_too_many_samples_become_an_even_choice(tmp_path: Path):
@@ -205,23 +104,80 @@ def test_too_many_samples_become_an_even_choice(tmp_path: Path):
     assert thin_out(samples, 1000, 10**9) == samples
 
 
-def test_several_runs_share_one_page_and_one_picture(tmp_path: Path):
-    first, second = make_run(tmp_path / "a", [sample(1)]), make_run(tmp_path / "b", [sample(2)], steps=5)
-    done = subprocess.run(
-        [sys.executable, "scripts/report.py", str(first), str(second), "--output", str(tmp_path / "out")],
-        cwd=ROOT, env=program_environment(), capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+def test_each_puzzle_is_classified_once_and_others_are_named_so_when_that_takes_too_long(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    records = [sample(step, index) for step in range(5) for index in range(2)]
+    records += [sample(9, nums=[35, 44, 19]), sample(9, 4, nums=[1] * 3)]  # the same in another order; unsolvable
+    samples = read_run(make_run(tmp_path / "run", records)).samples
+    asked = []
+    counting = replace(TASK, stratum=lambda puzzle: asked.append(puzzle) or TASK.stratum(puzzle))
+    packed = pack_samples(samples, counting)
+    assert len(asked) == 3
+    assert packed["puzzles"][:2] == ["numbers [44, 19, 35] · target 98", "numbers [3, 5, 2] · target 17"]
+    assert packed["strata"] == ["3 numbers, + -", "3 numbers, needs * /", "3 numbers, unsolvable"]
+    assert [row["puzzle"] for row in packed["samples"]] == [0, 1] * 5 + [0, 2]
+    monkeypatch.setattr(report_page, "MAX_STRATA_SECONDS", 0.0)
+    assert pack_samples(samples, TASK)["strata"] == ["not classified"] * 3
+
+
+# ---- the page's text -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["{{ samples }}", "{% raw %}", "</title><script>alert(1)</script>", "\ud800\x1b[2J"])
+def test_a_run_may_have_any_name(name: str, tmp_path: Path):
+    page = page_of(make_run(tmp_path / "run", [sample(1)], name=name))
+    assert page.count("<script") == page.count("</script>") == 3  # patterns, the page's own, one run's samples
+    assert "\x1b" not in page
+    assert page.encode("utf-8")
+
+
+def test_model_text_cannot_leave_its_json(tmp_path: Path):
+    page = page_of(make_run(tmp_path / "run", [sample(1, response=HOSTILE)]))
+    assert not any(part in page for part in ("<img", "\x1b", "\u2028"))
+    assert page.count("<script") == page.count("</script>") == 3
+    packed = json.loads(page.partition('id="samples-0">')[2].partition("</script>")[0])
+    assert packed["samples"][0]["text"] == HOSTILE.replace("\x1b", "\\x1b").replace("\u2028", "\\u2028")
+
+
+def test_the_page_forbids_the_network_and_names_no_address(tmp_path: Path):
+    page = page_of(make_run(tmp_path / "run", [sample(1)]))
+    assert "default-src 'none'; script-src 'sha256-" in page
+    outside = page.replace("http://www.w3.org/2000/svg", "").replace("http://www.w3.org/1999/xlink", "")
+    assert "http://" not in outside
+    assert "https://" not in outside
+
+
+def test_several_runs_share_one_page_and_one_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    first = make_run(tmp_path / "a", [sample(1)], recipe={"beta": 0.5, "output_dir": "a"})
+    with (first / "samples" / "completion_samples.jsonl").open("a") as stream:
+        stream.write('{"step": 2, "respon')
+    second = make_run(tmp_path / "b", [sample(2)], steps=5, recipe={"beta": 0.25, "output_dir": "b"})
+    report.main([str(first), str(second), "--output", str(tmp_path / "out")])
+    printed = capsys.readouterr().out
+    assert "a: finished, 10 steps, 1 evaluations, 1 samples\n" in printed
     assert (tmp_path / "out" / "report.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "out" / "report.html").read_text()
     assert 'id="samples-1"' in page
+    assert '<tr class="differs"><th>beta</th><td>0.5</td><td>0.25</td></tr>' in page
+    assert page.count("<th>learning_rate</th>") == page.count("<th>beta</th>") == 2  # a main key; one that differs
+    assert page.count("<th>eval_puzzles</th>") == 1  # in the whole recipe only
+    assert "1 lines of the sample files" in page
+
+
+def test_what_cannot_be_read_or_written_is_one_clear_error(tmp_path: Path):
+    with pytest.raises(RunError, match="no run folder"):
+        report.main([str(tmp_path)])
+    folder = make_run(tmp_path / "run", [])
+    with pytest.raises(DiskError, match="--output"):
+        report.main([str(folder), "--output", str(folder / "run.json" / "x")])
 
 
 # ---- a real browser ------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Any]:
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 
@@ -230,9 +186,11 @@ def browser(tmp_path: Path) -> Iterator[Any]:
     if not (chromium and chromedriver):
         pytest.fail("no chromium or chromedriver on PATH (Debian: chromium, chromium-driver)")
     options.binary_location = chromium
-    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync",
-                 "disable-background-networking", "disable-component-update",
-                 f"user-data-dir={tmp_path / 'profile'}"):  # fmt: skip
+    profile = tmp_path_factory.mktemp("chromium")
+    for flag in (
+        *("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync"),
+        *("disable-background-networking", "disable-component-update", f"user-data-dir={profile}"),
+    ):
         options.add_argument(f"--{flag}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service(chromedriver))
@@ -252,19 +210,20 @@ def open_page(browser: Any, page: Path, width: int = 1280) -> None:
 
 def choose(browser: Any, control: str, label: str) -> str:
     """Chooses an option by its words, or types into a field; returns what the counter says then."""
-    browser.execute_script(
-        """
-        const control = document.getElementById(arguments[0]);
-        if (control.tagName === "SELECT")
-          control.value = [...control.options].find(option => option.textContent.startsWith(arguments[1])).value;
-        else control.value = arguments[1];
-        for (const kind of ["input", "change"]) control.dispatchEvent(new Event(kind, {bubbles: true}));
-        """,
-        control,
-        label,
+    return str(
+        browser.execute_script(
+            """
+            const control = document.getElementById(arguments[0]);
+            if (control.tagName === "SELECT")
+              control.value = [...control.options].find(option => option.textContent.startsWith(arguments[1])).value;
+            else control.value = arguments[1];
+            control.dispatchEvent(new Event("input", {bubbles: true}));
+            return document.getElementById("count").textContent;
+            """,
+            control,
+            label,
+        )
     )
-    time.sleep(0.5)  # the page waits a moment for more typing
-    return str(browser.execute_script("return document.getElementById('count').textContent"))
 
 
 @pytest.mark.slow
@@ -274,11 +233,10 @@ def test_the_page_in_chromium(browser: Any, tmp_path: Path):
     page = tmp_path / "report.html"
     page.write_text(page_of(make_run(tmp_path / "run", records)))
     open_page(browser, page)
-    assert browser.execute_script("return document.querySelectorAll('figure svg polyline').length") >= 6
-    text = browser.execute_script("return document.body.innerText")
-    assert "80.0 %" in text
+    assert browser.execute_script("return document.querySelectorAll('figure svg').length") == 7
+    assert "80.0 %" in browser.execute_script("return document.body.innerText")
 
-    # Filters: verdict, stratum, steps, text.
+    # Filters: verdict, stratum, steps, text, one puzzle.
     assert "of 50 samples" in choose(browser, "reason", "correct")
     choose(browser, "reason", "all")
     assert "of 51 samples" in choose(browser, "stratum", "3 numbers, needs * /")
@@ -287,12 +245,13 @@ def test_the_page_in_chromium(browser: Any, tmp_path: Path):
     assert "of 20 samples" in choose(browser, "to", "4")
     choose(browser, "from", "")
     choose(browser, "to", "")
-    assert "of 10 samples" in choose(browser, "text", "no. 7")
+    assert "of 10 samples" in choose(browser, "text", "NO. 7")
     choose(browser, "text", "")
+    assert "1–1 of 51 samples" in choose(browser, "puzzle", "numbers [3, 5, 2] · target 17, 10 steps")
+    assert browser.execute_script("return document.querySelectorAll('#timeline button').length") == 51
+    choose(browser, "puzzle", "all")
 
-    # Attempts and self-corrections are marked, and what a model wrote stays text.
-    assert browser.execute_script("return document.querySelectorAll('pre .attempt').length") > 0
-    assert browser.execute_script("return document.querySelectorAll('pre .turn').length") > 0
+    # What a model wrote stays text.
     assert "of 1 sample" in choose(browser, "reason", "malformed")
     shown = browser.execute_script("return document.getElementById('samples').innerText")
     assert "onerror=" in shown
@@ -313,7 +272,7 @@ def test_the_page_marks_what_the_metrics_count(browser: Any, tmp_path: Path):
         "",
     ]
     page = tmp_path / "report.html"
-    page.write_text(page_of(make_run(tmp_path / "run", [sample(1, i, response=text) for i, text in enumerate(texts)])))
+    page.write_text(page_of(make_run(tmp_path / "run", [sample(1)])))
     open_page(browser, page)
     marked = browser.execute_script(
         """
@@ -322,7 +281,8 @@ def test_the_page_marks_what_the_metrics_count(browser: Any, tmp_path: Path):
         """,
         texts,
     )
-    assert marked == [[count_attempts(thinking(text)), count_self_corrections(thinking(text)), text] for text in texts]
+    counts = [[SIGNS[sign](thinking(text)) for sign in ("attempts", "self_corrections")] for text in texts]
+    assert marked == [[*count, text] for count, text in zip(counts, texts, strict=True)]
 
 
 @pytest.mark.slow
@@ -331,13 +291,13 @@ def test_a_phone_needs_no_sideways_scrolling(browser: Any, tmp_path: Path):
     # As wide as what evaluate.py writes: the table scrolls in its own box, and its cells stay readable.
     row = {"checkpoint": "checkpoint-40", "stratum": "3 numbers, + -", **{f"column_{i}": 0.123456 for i in range(10)}}
     (folder / "evaluation").mkdir()
-    (folder / "evaluation" / "results.json").write_text(json.dumps({"table": [row]}))
+    (folder / "evaluation" / "results.json").write_text(json.dumps({"table": [row], "temperature": 1.0}))
     page = tmp_path / "report.html"
     page.write_text(page_of(folder))
     open_page(browser, page, width=390)
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
     heights = browser.execute_script(
-        "return [...document.querySelectorAll('#evaluations :is(th, td)')].map(cell => cell.clientHeight)"
+        "return [...document.querySelectorAll('.evaluation :is(th, td)')].map(cell => cell.clientHeight)"
     )
     assert len(heights) == 24
     assert max(heights) < 40  # one line each; broken at every letter, a cell is hundreds of pixels high
@@ -345,6 +305,7 @@ def test_a_phone_needs_no_sideways_scrolling(browser: Any, tmp_path: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_fifty_thousand_samples_stay_usable(browser: Any, tmp_path: Path):
     """Two seconds to the first paint are what a person would put up with."""
     records = [sample(step, index) for step in range(500) for index in range(100)]

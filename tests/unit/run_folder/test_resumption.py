@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from mini_r1.common import RecipeError
+from conftest import draft
+from mini_r1.common import RunError
+from mini_r1.recipe import Recipe
 from mini_r1.run_folder import resume as resumption
+from mini_r1.run_folder.manifest import fault_in, write_manifest
 from mini_r1.run_folder.resume import find
 
 
@@ -20,18 +22,18 @@ def checkpoint(run: Path, step: int, *, whole: bool = True) -> Path:
     (folder / "optimizer.pt").touch()
     (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
     if whole:
-        resumption.write_manifest(folder, {"step": step})
+        write_manifest(folder, {"step": step})
     return folder
 
 
-def settings(run: Path, **changes: object) -> SimpleNamespace:
+def settings(run: Path, **changes: object) -> Recipe:
     values = {
         "output_dir": str(run), "resume_from_checkpoint": None, "max_steps": 100, "generation_batch_size": None,
         "steps_per_generation": None, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2,
         "num_generations": 4, "bf16": False, "max_prompt_tokens": 8, "max_completion_length": 8, "learning_rate": 1e-3,
-        "seed": 42,
+        "seed": 42, "sync_ref_model": False, "fp16": False,
     }  # fmt: skip
-    return SimpleNamespace(**{**values, **changes})
+    return draft(**{**values, **changes})
 
 
 def path_of(resume: resumption.Resume | None) -> Path | None:
@@ -114,10 +116,10 @@ def test_resuming_can_be_turned_off_and_on(tmp_path: Path):
 
 
 def test_an_explicit_checkpoint_that_is_none_or_incomplete_is_refused(tmp_path: Path):
-    with pytest.raises(RecipeError, match="resume_from_checkpoint"):
+    with pytest.raises(RunError, match="resume_from_checkpoint"):
         find(settings(tmp_path, resume_from_checkpoint=str(tmp_path)))
     short_file(checkpoint(tmp_path, 20))
-    with pytest.raises(RecipeError, match=r"incomplete: model.safetensors has 4 of 10 bytes"):
+    with pytest.raises(RunError, match=r"incomplete: model.safetensors has 4 of 10 bytes"):
         find(settings(tmp_path, resume_from_checkpoint=str(tmp_path / "checkpoint-20")))
 
 
@@ -125,11 +127,10 @@ def test_a_finished_run_says_so_but_one_killed_while_closing_goes_on(tmp_path: P
     last = checkpoint(tmp_path, 100)
     assert path_of(find(settings(tmp_path))) == last
     (tmp_path / "trainer_state.json").write_text('{"max_steps": 100}')  # written when a run closes
-    with pytest.raises(RecipeError, match=r"finished .*--output_dir"):
-        find(settings(tmp_path))
-    with pytest.raises(RecipeError, match="finished"):
-        find(settings(tmp_path, max_steps=-1))  # epochs: the trainer knows how many steps they make
-    assert path_of(find(settings(tmp_path, max_steps=200))) == last
+    for steps, is_finished in ((100, True), (-1, True), (200, False)):  # -1: epochs, of as many steps as were planned
+        resume = find(settings(tmp_path, max_steps=steps, num_train_epochs=3.0))
+        assert resume is not None
+        assert (resume.path, resume.is_finished) == (last, is_finished)
 
 
 def describe(run: Path, **changes: object) -> None:
@@ -152,7 +153,7 @@ def test_what_may_change_on_the_way(
     checkpoint(tmp_path, 10)
     describe(tmp_path)
     if refusal is not None:
-        with pytest.raises(RecipeError, match=refusal):
+        with pytest.raises(RunError, match=refusal):
             find(settings(tmp_path, **change), environment)
         return
     resume = find(settings(tmp_path, **change), environment)
@@ -208,7 +209,7 @@ def test_a_hostile_manifest_reaches_nothing_outside(name: str, tmp_path: Path):
     folder = checkpoint(run, 10)
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**manifest, "files": {name: 1}}))
-    assert "outside of it" in (resumption.fault_in(folder) or "")
+    assert "outside of it" in (fault_in(folder) or "")
     folders = {"json": run / "samples", "text": run / "text"}
     resumption.cut_back({f"json/{name}": 0, "json//etc/hostname": 0, "json/completion_samples.jsonl": "0"}, folders)
     assert thesis.read_text() == "years of work"
@@ -226,14 +227,14 @@ def test_a_broken_description_is_none(description: object, tmp_path: Path):
     (tmp_path / "run.json").write_text(json.dumps(description))
     resume = find(settings(tmp_path), {})
     assert resume is not None
-    resumption.check_puzzles(resume, "anything")
+    resumption.check_same_puzzles(resume, "anything")
 
 
 def test_weights_without_an_optimizer_are_nothing_to_go_on_from(tmp_path: Path):
     folder = checkpoint(tmp_path, 10)
     (folder / "optimizer.pt").unlink()
-    resumption.write_manifest(folder, {"step": 10})
-    with pytest.raises(RecipeError, match=r"save_only_model.*model_name_or_path"):
+    write_manifest(folder, {"step": 10})
+    with pytest.raises(RunError, match=r"save_only_model.*model_name_or_path"):
         find(settings(tmp_path))
 
 
@@ -242,8 +243,8 @@ def test_another_layout_is_refused_where_completions_wait_and_taken_up_elsewhere
     describe(tmp_path)
     changed = settings(tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=4)
     assert find(changed, {}) is not None
-    resumption.write_manifest(folder, {"step": 10, "buffered": True})
-    with pytest.raises(RecipeError, match=r"another layout .*per_device_train_batch_size: 8 -> 4"):
+    write_manifest(folder, {"step": 10, "buffered": True})
+    with pytest.raises(RunError, match=r"another layout .*per_device_train_batch_size: 8 -> 4"):
         find(changed, {})
     assert find(settings(tmp_path), {}) is not None
 
@@ -251,7 +252,7 @@ def test_another_layout_is_refused_where_completions_wait_and_taken_up_elsewhere
 def test_processes_that_see_different_checkpoints_do_not_go_on():
     resumption.check_agreement([("a", 1), ("a", 1)])
     resumption.check_agreement([None, None])
-    with pytest.raises(RecipeError, match="share"):
+    with pytest.raises(RunError, match="share"):
         resumption.check_agreement([("a", 1), None])
 
 
@@ -271,7 +272,7 @@ def test_a_folder_in_which_a_run_goes_on_is_not_entered(tmp_path: Path, monkeypa
 
     holder = resumption.hold(tmp_path)
     monkeypatch.setattr(resumption, "_LOCK_WAIT", 0.0)
-    with pytest.raises(RecipeError, match=f"a run is going on in .*process {os.getpid()}"):
+    with pytest.raises(RunError, match=f"another run uses .*process {os.getpid()}"):
         resumption.hold(tmp_path)
     os.close(holder)
     os.close(resumption.hold(tmp_path))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from conftest import draft
+from mini_r1.common import masked_command
+from mini_r1.countdown.dataset import PuzzleArguments, load_puzzles
 from mini_r1.run_folder import folder as run_folder
-from mini_r1.run_folder.folder import LENGTH_METRIC, SUCCESS_METRIC, held_out_curve
+from mini_r1.run_folder.folder import Run
+from mini_r1.run_folder.record import LENGTH_METRIC, SUCCESS_METRIC, held_out_curve
 
 
 @pytest.mark.parametrize(
@@ -22,7 +27,7 @@ from mini_r1.run_folder.folder import LENGTH_METRIC, SUCCESS_METRIC, held_out_cu
     ],
 )
 def test_tokens_are_masked_in_the_recorded_command(argv: list[str], masked: list[str]):
-    assert run_folder._mask_tokens(argv) == masked
+    assert masked_command(argv) == masked
 
 
 def test_held_out_curve_has_one_point_a_step_and_an_interval_around_it():
@@ -38,21 +43,30 @@ def test_held_out_curve_has_one_point_a_step_and_an_interval_around_it():
     assert last["puzzles"] == 100
 
 
+def a_run(folder: Path, samples: Path) -> Run:
+    recipe = draft(output_dir=str(folder), completion_samples_dir=str(samples), process_index=0, seed=1)
+    return Run(recipe, None, load_puzzles(PuzzleArguments("generate", dataset_rows=20), False), [])
+
+
 def test_an_earlier_runs_files_are_set_aside_not_mixed_with(tmp_path: Path):
     (tmp_path / "samples").mkdir()
     (tmp_path / "samples" / "completion_samples.jsonl").write_text("old")
-    run_folder._set_aside(tmp_path, "first-run")
+    (tmp_path / "run.json").write_text(json.dumps({"name": "first-run"}))
+    a_run(tmp_path, tmp_path / "text")._set_earlier_run_aside()
     assert not (tmp_path / "samples").exists()
     assert (tmp_path / "samples-first-run" / "completion_samples.jsonl").read_text() == "old"
 
 
 def test_the_fixed_names_point_to_the_newest_run_and_a_users_own_file_stays(tmp_path: Path):
     (tmp_path / "success_completion_samples.txt").write_text("mine")
-    for name in ("a", "b"):
-        run_folder._link_samples(run_folder.Run(name, tmp_path / "out", tmp_path / name))
-        (tmp_path / name / "completion_samples.txt").write_text(name)
+    names = []
+    for text in ("a", "b"):
+        run = a_run(tmp_path / f"run-{text}", tmp_path)
+        run._link_samples()
+        (run.samples_folder / "completion_samples.txt").write_text(text)
+        names.append(run.name)
     assert (tmp_path / "completion_samples.txt").read_text() == "b"
-    assert (tmp_path / "a" / "completion_samples.txt").read_text() == "a"
+    assert (tmp_path / names[0] / "completion_samples.txt").read_text() == "a"
     assert (tmp_path / "success_completion_samples.txt").read_text() == "mine"
 
 
@@ -62,5 +76,5 @@ def test_a_download_inside_another_repository_has_not_its_commit(tmp_path: Path,
         subprocess.run(["git", "-C", tmp_path, *words], check=True)
     room = tmp_path / "mini-r1-main" / "scripts" / "mini_r1" / "run_folder"
     room.mkdir(parents=True)
-    monkeypatch.setattr(run_folder, "__file__", str(room / "run_folder.py"))
+    monkeypatch.setattr(run_folder, "__file__", str(room / "folder.py"))
     assert run_folder._git_commit() is None

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mini_r1.common import printable
+from mini_r1.countdown.puzzle import Puzzle
 from mini_r1.run_folder import samples
 from mini_r1.run_folder.samples import Sample, SampleLog, append_record
 
@@ -23,8 +24,7 @@ JSON, SUCCESS_JSON = "completion_samples.jsonl", "success_completion_samples.jso
 SAMPLE = Sample(
     step=3,
     split="train",
-    nums=[19, 35, 44],
-    target=98,
+    puzzle=Puzzle([19, 35, 44], 98),
     response="<think>Add.</think>\n<answer>44 + 19 + 35</answer>",
     reason="correct",
     value="98",
@@ -46,7 +46,8 @@ def batch(steps, size=8, correct_every=2):
 
 
 def read_json(path):
-    return [Sample(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [Sample(puzzle=Puzzle(r.pop("nums"), r.pop("target")), **r) for r in records]
 
 
 def folders(tmp_path):
@@ -181,7 +182,7 @@ def test_a_larger_share_keeps_the_same_samples_and_more(tmp_path):
         pytest.param({"step": 4}, id="step"),
         pytest.param({"rank": 1}, id="rank"),
         pytest.param({"split": "held_out"}, id="split"),
-        pytest.param({"target": 99}, id="puzzle"),
+        pytest.param({"puzzle": Puzzle([19, 35, 44], 99)}, id="puzzle"),
     ],
 )
 def test_the_choice_differs_between(tmp_path, change):
@@ -196,7 +197,14 @@ def test_the_choice_differs_between(tmp_path, change):
 def test_every_evaluation_keeps_the_same_held_out_puzzles(tmp_path):
     """And all completions of them, wherever they were sampled; the correct ones have a draw of their own."""
     evaluations = [
-        replace(SAMPLE, split="held_out", step=step, rank=index % 2, index=(index + step) % 100, target=index)
+        replace(
+            SAMPLE,
+            split="held_out",
+            step=step,
+            rank=index % 2,
+            index=(index + step) % 100,
+            puzzle=Puzzle([19, 35, 44], index),
+        )
         for step in (0, 5, 10)
         for index in range(100)
     ]
@@ -204,7 +212,7 @@ def test_every_evaluation_keeps_the_same_held_out_puzzles(tmp_path):
     kept_puzzles = []
     for name in (JSON, SUCCESS_JSON):
         kept = read_json(tmp_path / name)
-        puzzles = [{sample.target for sample in kept if sample.step == step} for step in (0, 5, 10)]
+        puzzles = [{sample.puzzle.target for sample in kept if sample.step == step} for step in (0, 5, 10)]
         assert puzzles[0] == puzzles[1] == puzzles[2]
         assert 15 < len(puzzles[0]) < 45
         kept_puzzles.append(puzzles[0])
@@ -241,7 +249,7 @@ def test_a_place_that_takes_no_files_is_reported_once(tmp_path, caplog, obstacle
     (warning,) = caplog.records
     assert warning.levelno == logging.WARNING
     assert str(text_folder / TEXT) in warning.getMessage()
-    assert "training goes on" in warning.getMessage()
+    assert "training continues" in warning.getMessage()
     # What can be written is written.
     assert read_json(json_folder / JSON) == batch(range(3))
 

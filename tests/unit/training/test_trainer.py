@@ -2,37 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from conftest import TINY_MODEL
+from conftest import TINY_MODEL, draft
 
 pytestmark = pytest.mark.slow
 
 
-def make_trainer(folder: Path, **settings: object):
+def make_trainer(folder: Path, on_scored: Callable[..., None] = lambda **batch: None, **settings: object):
     from datasets import Dataset
     from transformers import AutoTokenizer
     from trl import GRPOConfig
 
     from mini_r1.countdown.generator import generate_puzzles
-    from mini_r1.training.trainer import CountdownGRPOTrainer
+    from mini_r1.training.trainer import RunTrainer
     from run_r1_grpo import build_prompt, equation_reward_func, format_reward_func
 
     tokenizer = AutoTokenizer.from_pretrained(TINY_MODEL)
     puzzles = generate_puzzles(16, seed=0, number_counts=(2, 3, 4))  # prompts of different lengths
-    rows = [{"prompt": build_prompt(tokenizer, *p), "nums": list(p.nums), "target": p.target} for p in puzzles]
-    return CountdownGRPOTrainer(
+    rows = [{"prompt": build_prompt(tokenizer, p), "nums": list(p.nums), "target": p.target} for p in puzzles]
+    arguments = GRPOConfig(
+        output_dir=str(folder),
+        use_cpu=True,
+        bf16=False,
+        per_device_train_batch_size=8,
+        num_generations=4,
+        gradient_accumulation_steps=4,
+        max_completion_length=96,
+        report_to="none",
+        **settings,
+    )
+    return RunTrainer(
         model=str(TINY_MODEL),
         reward_funcs=[format_reward_func, equation_reward_func],
-        args=GRPOConfig(
-            output_dir=str(folder), use_cpu=True, bf16=False, per_device_train_batch_size=8, num_generations=4,
-            gradient_accumulation_steps=4, max_completion_length=96, report_to="none", **settings,
-        ),
+        args=arguments,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
-    )  # fmt: skip
+        recipe=draft(**vars(arguments)),
+        resume=None,
+        sample_sizes=dict,
+        on_scored=on_scored,
+    )
 
 
 @pytest.mark.parametrize("settings", [
@@ -73,9 +88,8 @@ def test_trimmed_loss_and_gradients_equal_the_padded_ones(settings: dict, tmp_pa
 def test_the_observer_sees_every_completion_once_and_in_both_modes(tmp_path: Path):
     import torch
 
-    trainer = make_trainer(tmp_path)
-    seen = []
-    trainer.observer = lambda **batch: seen.append(batch)
+    seen: list[dict] = []
+    trainer = make_trainer(tmp_path, lambda **batch: seen.append(batch))
     trainer.model.train()
     trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
     trainer.model.eval()
@@ -87,7 +101,7 @@ def test_the_observer_sees_every_completion_once_and_in_both_modes(tmp_path: Pat
 
 
 def test_a_step_is_told_in_one_line():
-    from mini_r1.training.trainer import progress_line
+    from mini_r1.training.callbacks import progress_line
 
     logs = {
         "reward": 1.5, "rewards/equation_reward_func/mean": 0.625, "rewards/format_reward_func/mean": 1.0,
@@ -108,19 +122,37 @@ def test_training_goes_on_while_a_checkpoint_reaches_the_disk(tmp_path: Path, mo
 
     from transformers import TrainerCallback
 
-    from mini_r1.run_folder import resume as resumption
+    from mini_r1.run_folder import manifest
 
     released, seen = threading.Event(), []
-    monkeypatch.setattr(resumption, "_sync", lambda path: released.wait(60))
+    monkeypatch.setattr(manifest, "_sync", lambda path: released.wait(60))
     trainer = make_trainer(tmp_path, save_steps=1, max_steps=2)
 
     class AtTheSecondStep(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
             if state.global_step == 2:
-                seen.append(resumption.fault_in(tmp_path / "checkpoint-1"))
+                seen.append(manifest.fault_in(tmp_path / "checkpoint-1"))
                 released.set()
 
     trainer.add_callback(AtTheSecondStep())
     trainer.train()
     assert seen == ["it has no manifest.json, so it was cut off while it was written"]
-    assert [resumption.fault_in(tmp_path / f"checkpoint-{step}") for step in (1, 2)] == [None, None]
+    assert [manifest.fault_in(tmp_path / f"checkpoint-{step}") for step in (1, 2)] == [None, None]
+
+
+def test_one_process_never_spreads_a_model_over_the_servers_gpu(monkeypatch: pytest.MonkeyPatch):
+    """TRL's default with one CUDA process is device_map "auto", which takes every GPU that it sees."""
+    import torch
+    import trl.trainer.utils as trl_utils
+
+    from mini_r1.training.start import model_init_kwargs
+
+    monkeypatch.setattr(trl_utils, "PartialState", lambda: SimpleNamespace(device=torch.device("cuda", 0)))
+    given: dict[str, Any] = {}
+    loader = SimpleNamespace(from_pretrained=lambda name, **kwargs: given.update(kwargs))
+    model = {"model_revision": "main", "attn_implementation": "sdpa", "dtype": "float32"}
+    kwargs = model_init_kwargs(draft(**model, model_init_kwargs={"use_cache": False}))
+    trl_utils.create_model_from_path(str(TINY_MODEL), architecture=loader, **kwargs)
+    assert given["device_map"] is None
+    assert given["use_safetensors"] is True
+    assert given["use_cache"] is False

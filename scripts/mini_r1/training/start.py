@@ -1,0 +1,223 @@
+"""Between the recipe and the first step: where a run resumes, its plan, its puzzles, its tokenizer, its trainer."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from transformers import AutoTokenizer
+
+from mini_r1 import hub
+from mini_r1.common import RecipeError, first_line, is_first_process, is_main_process, say
+from mini_r1.generation import server as vllm
+from mini_r1.recipe import Recipe
+from mini_r1.recipe import plan as planning
+from mini_r1.recipe.checks import check_puzzles, check_writable, evaluation_batch
+from mini_r1.report import card
+from mini_r1.run_folder import resume as resuming
+from mini_r1.run_folder.folder import Run, set_up_logging
+from mini_r1.run_folder.resume import Resume
+from mini_r1.training.trainer import RunTrainer
+
+logger = logging.getLogger(__name__)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Plan
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RunPlan(planning.Plan):
+    """A plan, where its run resumes, and where its uploads go (None: not known, or nowhere)."""
+
+    resume: Resume | None = None
+    target: hub.Target | None = None
+
+
+def find_resume(recipe: Recipe) -> Resume | None:
+    """Takes the run folder for this run, fetches a checkpoint from the Hub where asked, and finds where to resume.
+
+    A dry run changes nothing and looks at this folder only; for another machine (`plan_for`) it does not look.
+
+    Raises:
+        UserError: when the folder cannot be used, or the recipe asks for another run than the one in it.
+    """
+    set_up_logging(recipe.training.output_dir)
+    if recipe.script.plan_for is not None:
+        return None
+    if not recipe.script.dry_run:
+        check_writable(recipe.training.output_dir)
+        if is_main_process():
+            resuming.hold(Path(recipe.training.output_dir))
+        if hub.wants_hub(recipe):
+            with PartialState().main_process_first():
+                if is_main_process():
+                    hub.fetch_checkpoint(recipe)
+            recipe.training.resume_from_checkpoint = hub.asked_checkpoint(recipe) or True
+    resume = resuming.find(recipe)
+    resuming.check_agreement(gather_object([resume and (str(resume.path), resume.step)]))
+    return resume
+
+
+def say_finished(recipe: Recipe, resume: Resume) -> None:
+    """Says that a run is finished, and uploads what it still owes the Hub."""
+    say(
+        f"the run in {recipe.training.output_dir} is finished (step {resume.step}): choose another --output_dir, "
+        f"remove the folder, or raise max_steps to continue"
+    )
+    if recipe.training.push_to_hub and not recipe.script.dry_run and is_main_process():
+        hub.upload_rest(recipe)
+
+
+def make_plan(recipe: Recipe, resume: Resume | None) -> RunPlan:
+    """Plans the run, checks that the machine and the Hub allow it, and prints the plan. Raises UserError."""
+    if resume is not None:
+        logger.info("resuming from %s", resume.path)
+        for note in resume.notes:
+            logger.warning(note)
+    made = planning.make_plan(recipe)
+    asks = recipe.hub.hub_checks and made.machine.is_here and made.machine.is_rank_zero
+    line, target = hub.describe(recipe, resume, asks)
+    say(*made.lines, line)
+    return RunPlan(**vars(made), resume=resume, target=target)
+
+
+def load_puzzles(recipe: Recipe, plan: RunPlan) -> Any:
+    """The puzzles that the recipe asks for, a `Split`; None where a dry run ends.
+
+    Raises:
+        DataError, RecipeError, RunError: when there are too few, or not those that the run began with.
+    """
+    could_start = planning.COULD_START if plan.machine.is_here else planning.COULD_START_THERE
+    if recipe.script.dry_run and not recipe.puzzles.is_local():  # a plan downloads no puzzles
+        say(f"  data:       {recipe.puzzles.dataset_id_or_path}, not looked at", could_start)
+        return None
+    puzzles = recipe.task.load(recipe.puzzles, is_first_process())
+    resuming.check_same_puzzles(plan.resume, puzzles.fingerprint())
+    check_puzzles(recipe, plan.machine.processes, len(puzzles.train), len(puzzles.held_out))
+    say(f"  data:       {len(puzzles.train)} puzzles to train on, {len(puzzles.held_out)} held out")
+    if recipe.script.dry_run:
+        say(could_start)
+        return None
+    return puzzles
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Trainer
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def vllm_server(recipe: Recipe, plan: RunPlan) -> AbstractContextManager[Any]:
+    """The vLLM server that the plan asks for, ended with the context; None elsewhere than on rank 0."""
+    return vllm.vllm_server(recipe, plan.placement, plan.machine.is_rank_zero)
+
+
+def load_tokenizer(recipe: Recipe) -> Any:
+    """The recipe's tokenizer, which pads with its end-of-text token where it has none for padding.
+
+    Raises:
+        RecipeError: when it cannot be loaded.
+    """
+    own = recipe.script.tokenizer_name_or_path
+    name = own or recipe.model.model_name_or_path
+    revision = "main" if own else recipe.model.model_revision
+    trust = recipe.training.trust_remote_code
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust)
+    except (OSError, ValueError) as error:
+        key = "tokenizer_name_or_path" if own else "model_name_or_path"
+        raise RecipeError(f"{key}: cannot load the tokenizer of {name!r}: {first_line(error)}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def whole_batches(recipe: Recipe, plan: RunPlan, train: Any, held_out: Any) -> Any:
+    """The evaluation's puzzles, cut to whole batches of all processes; None without evaluations.
+
+    The trainer averages the means of batches, and fills the last one up with repetitions: a short batch would weigh
+    its puzzles more, or count some twice. A batch that is larger than the puzzles are many is made smaller.
+
+    Args:
+        recipe: what was asked; `per_device_eval_batch_size` is changed.
+        plan: its plan.
+        train, held_out: data sets, over-long prompts dropped.
+
+    Raises:
+        RecipeError: when there are too few puzzles for a step, or for a single batch of an evaluation.
+    """
+    training, processes = recipe.training, plan.machine.processes
+    check_puzzles(recipe, processes, len(train), len(held_out))
+    if training.eval_strategy == "no":
+        return None
+    training.per_device_eval_batch_size = per_device = evaluation_batch(recipe, processes, len(held_out))
+    puzzles_per_batch = per_device * processes // (training.num_generations_eval or training.num_generations)
+    kept = len(held_out) // puzzles_per_batch * puzzles_per_batch
+    if kept < len(held_out):
+        logger.info("evaluating on %d of %d puzzles: whole batches of %d", kept, len(held_out), puzzles_per_batch)
+    return held_out.select(range(kept))
+
+
+def uploads(recipe: Recipe, plan: RunPlan, run: Run) -> hub.Uploads:
+    """What uploads checkpoints while the run trains, where the recipe asks for it. Raises HubError when refused."""
+    if recipe.resolved["push_to_hub"] and plan.machine.is_rank_zero and plan.target is not None:
+        hub.make_repository(plan.target)
+    return hub.Uploads(recipe, run.folder, plan.target)
+
+
+def model_init_kwargs(recipe: Recipe) -> dict[str, Any]:
+    """What `from_pretrained` gets, for the policy and for a reference model."""
+    return {
+        "revision": recipe.model.model_revision,
+        "attn_implementation": recipe.model.attn_implementation,
+        "dtype": recipe.model.dtype,
+        "device_map": None,  # the trainer places it; TRL's "auto" spreads one process over all GPUs that it sees
+        "use_safetensors": True,  # other weights are pickles, which run code when they are loaded
+        **(recipe.training.model_init_kwargs or {}),
+    }
+
+
+def make_trainer(
+    recipe: Recipe, plan: RunPlan, run: Run, server: Any, uploads: hub.Uploads, **kwargs: Any
+) -> RunTrainer:
+    """The trainer, with the arguments that follow from the plan.
+
+    Args:
+        recipe, plan: what was asked, and its plan.
+        run: keeps samples and gets the model card.
+        server: the run's own vLLM server on rank 0, else None.
+        uploads: what `uploads` returned.
+        kwargs: as for `RunTrainer`.
+
+    Raises:
+        RecipeError: when a package, weights or a value that the recipe asks for are not there.
+        ServerError: when the vLLM server cannot be used.
+    """
+    training, resume = recipe.training, plan.resume
+    training.model_init_kwargs = model_init_kwargs(recipe)
+    if resume is not None:
+        training.eval_on_start = resuming.lacks_evaluation(resume, training.eval_steps)
+    training.eval_on_start = training.eval_on_start and training.eval_strategy != "no"
+    # Uploads are our own: transformers would make the repository now and hold up the training with each of them.
+    training.push_to_hub, training.hub_token = False, None
+    if training.use_vllm:
+        from mini_r1.generation.client import connect
+
+        connect(recipe, plan.placement, server)
+    prompt = kwargs["train_dataset"][0]["prompt"]
+    return RunTrainer(
+        args=training,
+        recipe=recipe,
+        resume=resume,
+        sample_sizes=run.samples.sizes,
+        on_saved=uploads.add if recipe.resolved["push_to_hub"] else None,
+        write_card=partial(card.write, run.folder, recipe.given, prompt),
+        **kwargs,
+    )
