@@ -7,25 +7,30 @@
         scripts/run_r1_grpo.py --config receipes/grpo-tiny-countdown-cpu.yaml          # no GPU, ten minutes
 
     python scripts/run_r1_grpo.py --config receipes/grpo-qwen-2.5-3b-deepseek-r1-countdown.yaml \
-        --plan_for 4x80 --plan_with configs/accelerate_configs/deepspeed_zero3.yaml    # what it needs, said anywhere
+        --plan_for 4x80 --plan_with configs/accelerate_configs/deepspeed_zero3.yaml    # prints what it needs
 
-The method, as it runs here. Each step takes P puzzles and samples G completions of each: B = P x G. Two rules score
-every completion: is it `<think>...</think><answer>...</answer>` (format), and is the answer an equation that uses
-each number once and hits the target (equation)? A completion's advantage is its summed reward minus the mean of its
-group of G, divided by the group's standard deviation; the policy gradient, clipped as in PPO, raises the probability
-of the tokens of completions that did better than their siblings. No value network, no reward model, no examples of
-reasoning: whatever reasoning pays is reinforced. Nothing is paid for length, for words of reflection, for using a part
-of the numbers, for coming close, or for an answer inside the reasoning.
+The method, as it runs here. Each optimizer step trains on B completions: P puzzles and, of each, a group of G sampled
+completions, B = P x G over all ranks (G is `num_generations`; 24 x 8 in the article's run, 16 x 8 in the tiny one).
+Two rules score every completion, each with 1 or 0 and independently of the other: is it
+`<think>...</think><answer>...</answer>` (format), and is the answer an expression over + - * / that uses each
+number exactly once and equals the target (equation)? A completion's advantage is its summed reward minus the mean of
+its group, divided by the group's standard deviation: a group whose rewards are all equal teaches nothing. The policy
+gradient, clipped as in PPO, raises the probability of the tokens of completions that did better than their siblings;
+with `beta` above 0 a KL term holds the policy near the model it began with. No value network, no reward model, no
+examples of reasoning: reasoning that leads to reward is reinforced. Nothing is paid for length, for words of
+reflection, for using a part of the numbers, for coming close, or for an answer inside the reasoning.
 
-Completions come from transformers on each rank, or with `use_vllm: true` from vLLM: a server of this run's own on GPUs
-that no rank trains on (`vllm_mode: server`), or an engine inside each rank (`colocate`). The run folder (`output_dir`)
-keeps checkpoints, samples and logs. After a kill the same command resumes from the newest complete checkpoint and ends
-with the weights of a run that was left in peace; given once more, it says that the run is finished.
+Completions come from transformers on each rank, as in the CPU command above, or with `use_vllm: true` from vLLM: a
+server that this run starts on GPUs that no rank trains on (`vllm_mode: server`, as in the first command, on the fourth
+GPU), one that runs elsewhere (`vllm_server_base_url`), or an engine inside each rank (`colocate`). The run folder
+(`output_dir`) keeps checkpoints, samples and logs. After a kill the same command resumes from the newest complete
+checkpoint, from step 0 where there is none, and ends bit for bit as an undisturbed run on the same machine would. Once
+everything is written, the same command only says that the run is finished.
 
 Departures from the article (Mini-R1, January 2025; README lists all):
   1. Answers are checked by an exact parser with reason codes instead of a filtered `eval`.
   2. The answer that is graded is the one after the reasoning.
-  3. A share of the puzzles, fixed by a hash, is never trained on and measures success.
+  3. A share of the puzzles, fixed by a hash of numbers and target, is never trained on and measures success.
   4. Micro-batches are trimmed to their own length; loss and gradients stay the same.
 The rest is TRL's GRPOTrainer, and every hyperparameter stands in the recipe.
 """
@@ -38,7 +43,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mini_r1.common import run_cli
-from mini_r1.countdown import TASK, Puzzle  # the task; another one is a room like this, and another reward below
+from mini_r1.countdown import TASK, Puzzle  # for another task: a package like mini_r1/countdown, a reward like below
 from mini_r1.responses import has_format, judge, response
 from mini_r1.task import Task
 
@@ -102,11 +107,11 @@ def format_reward_func(completions: list, prompts: list | None = None, **kwargs:
     """1.0 where the response is `<think>…</think>` and then `<answer>…</answer>`, both non-empty, and nothing else.
 
     Args:
-        completions: one string or message list per completion, B in all.
-        prompts: the prompts completed, B of them; tells whether `<think>` was prefilled (assumed when missing).
+        completions: one string or message list per completion of this rank's batch.
+        prompts: the prompt of each completion; tells whether `<think>` was prefilled (assumed when missing).
 
     Returns:
-        B floats, each 0.0 or 1.0.
+        One float per completion, 0.0 or 1.0.
 
     Example:
         >>> format_reward_func(["2*3 is 6.</think>\\n<answer>2*3</answer>", "6"])
@@ -122,13 +127,12 @@ def equation_reward_func(
     """1.0 where the answer after the reasoning uses each number exactly once and equals the target exactly.
 
     Args:
-        completions: one string or message list per completion, B in all.
-        target: B targets.
-        nums: B lists of the given numbers.
+        completions: one string or message list per completion of this rank's batch.
+        target, nums: the target and the given numbers of each completion's puzzle.
         prompts: as for `format_reward_func`.
 
     Returns:
-        B floats, each 0.0 or 1.0. The reason behind a 0.0 is `responses.judge`'s reason code.
+        One float per completion, 0.0 or 1.0. The reason behind a 0.0 is `responses.judge`'s reason code.
 
     Example:
         >>> equation_reward_func(["</think><answer>2*3</answer>"], target=[6], nums=[[3, 2]])
@@ -159,18 +163,18 @@ def main(argv: list[str]) -> None:
     from mini_r1.training import start
     from mini_r1.training.callbacks import ScoredCompletions
 
-    resume = start.find_resume(recipe)  # the newest complete checkpoint in output_dir, None at step 0
+    resume = start.find_resume(recipe)  # the newest complete checkpoint in output_dir, None if there is none yet
     if resume is not None and resume.is_finished:
         return start.say_finished(recipe, resume)
     plan = start.make_plan(recipe, resume)  # who trains and generates where, batch, memory, disk: checked, and said
 
     # ---- puzzles ---------------------------------------------------------------------------------------------------
-    puzzles = start.load_puzzles(recipe, plan)  # training and held-out ones, parted by a hash; None in a dry run
+    puzzles = start.load_puzzles(recipe, plan)  # training and held-out ones; None: a dry run (also plan_for) ends here
     if puzzles is None:
         return
     set_seed(recipe.training.seed)
 
-    with start.vllm_server(recipe, plan) as server:  # where the recipe asks for one of its own; it loads while we do
+    with start.vllm_server(recipe, plan) as server:  # in server mode; it loads while we do, and ends with us
         tokenizer = start.load_tokenizer(recipe)
         train = prompt_dataset(puzzles.train, tokenizer, recipe.script.max_prompt_tokens)
         held_out = puzzles.held_out[: recipe.script.eval_puzzles]
@@ -198,8 +202,8 @@ def main(argv: list[str]) -> None:
 
         # ---- train, save -------------------------------------------------------------------------------------------
         run.open()
-        with uploads:
-            result = trainer.train()  # a lost server or a guard saves the last step, then raises
+        with uploads:  # to the Hub, beside the training, where the recipe says push_to_hub
+            result = trainer.train()  # if the server is lost or a guard trips, it saves the last step, then raises
             run.close(trainer, result.metrics)  # final model, held-out curve, card, what to read next
 
 
@@ -207,6 +211,6 @@ if __name__ == "__main__":
     from mini_r1 import hub
     from mini_r1.generation.guard import die_with_launcher
 
-    die_with_launcher()
+    die_with_launcher()  # no rank outlives `accelerate launch`
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the data loader forks after the tokenizer was used
     run_cli(main, abandon=hub.is_uploading)

@@ -209,7 +209,7 @@ def test_lora(launcher: Launcher, tmp_path: Path):
         pytest.param({"dataset_id_or_path": "./nowhere.jsonl"}, "does not exist", id="no such file"),
         pytest.param({"dataset_id_or_path": "nobody/nothing"}, "dataset_id_or_path: generate", id="offline"),
         pytest.param({"output_dir": "README.md/run"}, "output_dir: cannot write", id="a folder that cannot be made"),
-        pytest.param({"eval_puzzles": 0}, "held_out_puzzles", id="nothing to evaluate on"),
+        pytest.param({"eval_puzzles": 0}, "eval_puzzles", id="nothing to evaluate on"),
         pytest.param({"dataset_rows": 9}, "raise dataset_rows", id="fewer puzzles than one step takes"),
         pytest.param({"num_generations": "none"}, "num_generations", id="nothing where a number must be"),
         pytest.param({"attn_implementation": "flash_attention_2"}, "write sdpa", id="a package that is not there"),
@@ -240,7 +240,7 @@ def test_the_tiny_model_learns_not_to_give_up(launcher: Launcher, tmp_path: Path
     """The embedded default cut to 12 steps: held-out success rises and the reasoning gets longer."""
     run = tmp_path / "run"
     code, output = launcher.run(
-        threads=2, max_steps=12, eval_steps=12, eval_puzzles=256, output_dir=run, completion_samples_dir=tmp_path / "s"
+        max_steps=12, eval_steps=12, eval_puzzles=256, output_dir=run, completion_samples_dir=tmp_path / "s"
     )
     assert code == 0, output
     before, after = json.loads((run / "held_out.json").read_text())

@@ -148,9 +148,10 @@ def missing_on_hub(server: HubServer, repository: str, run: Path) -> list[str]:
     """What a Hub lacks of a finished run, in words."""
     found = []
     repo = server.repo(repository)
-    steps = {f"step-{step}" for step in range(2, SETTINGS["max_steps"] + 1, SETTINGS["save_steps"])}
+    # What save_total_limit removed before its upload began is nowhere, and said so.
+    steps = {f"step-{step}" for step in checkpoints_in(run)}
     if missing := steps - set(repo.revisions()):
-        found.append(f"not on the Hub: {', '.join(sorted(missing))}")
+        return [f"not on the Hub: {', '.join(sorted(missing))}"]
     for step, path in checkpoints_in(run).items():
         files = repo.files(f"step-{step}")
         if any(files.get(name) != (path / name).read_bytes() for name in read_manifest(path)["files"]):

@@ -8,8 +8,8 @@ from typing import Any
 
 from mini_r1.generation.sampling import Completion
 from mini_r1.intervals import difference_interval, pass_at_k, rate_interval
-from mini_r1.responses import has_format, judge, response, thinking
-from mini_r1.run_folder.samples import Sample
+from mini_r1.responses import response, thinking
+from mini_r1.run_folder.samples import Sample, judged
 from mini_r1.signs import SIGNS
 from mini_r1.task import Task
 
@@ -27,21 +27,8 @@ class Score:
 def score(task: Task, puzzle: Any, prompt: str, completion: Completion, index: int) -> Score:
     """Judges a completion, the `index`-th one of its puzzle."""
     text = response(completion.text, prompt)
-    verdict = judge(task, text, puzzle)
-    sample = Sample(
-        step=0,
-        split="evaluation",
-        puzzle=puzzle,
-        response=text,
-        reason=verdict.reason.value,
-        value=None if verdict.value is None else str(verdict.value),
-        format_reward=float(has_format(text)),
-        equation_reward=float(verdict.correct),
-        completion_tokens=completion.tokens,
-        rank=0,
-        index=index,
-    )
-    return Score(sample, completion.truncated)
+    places = {"step": 0, "split": "evaluation", "rank": 0, "index": index}
+    return Score(judged(task, text, puzzle, completion_tokens=completion.tokens, **places), completion.truncated)
 
 
 def strata(task: Task, puzzles: Sequence[Any]) -> dict[str, list[int]]:

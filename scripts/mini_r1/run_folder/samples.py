@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from mini_r1.common import printable
+from mini_r1.responses import has_format, judge
+from mini_r1.task import Task
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +69,20 @@ class Sample:
             f"verdict: {self.reason}{value} · format {self.format_reward:.0f} · {self.completion_tokens} tokens\n"
             f"{'-' * 100}\n{printable(self.response)}\n\n"
         )
+
+
+def judged(task: Task, text: str, puzzle: Any, **kept: Any) -> Sample:
+    """A response with its verdict and rewards, by the functions behind the rewards. `kept`: the other attributes."""
+    verdict = judge(task, text, puzzle)
+    return Sample(
+        puzzle=puzzle,
+        response=text,
+        reason=verdict.reason.value,
+        value=None if verdict.value is None else str(verdict.value),
+        format_reward=float(has_format(text)),
+        equation_reward=float(verdict.correct),
+        **kept,
+    )
 
 
 def append_record(path: Path, record: bytes) -> None:

@@ -12,8 +12,8 @@ from transformers import ProgressCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from mini_r1.common import GuardError
-from mini_r1.responses import has_format, judge, response, thinking
-from mini_r1.run_folder.samples import Sample, SampleLog
+from mini_r1.responses import response, thinking
+from mini_r1.run_folder.samples import SampleLog, judged
 from mini_r1.signs import SIGNS
 from mini_r1.task import Task
 from mini_r1.training.guards import Guards
@@ -151,27 +151,13 @@ class ScoredCompletions:
             rank: of this process.
             log_metric: logs a scalar, averaged over all ranks.
         """
-        reasons: Counter[str] = Counter()
-        thoughts, kept = [], []
+        kept = []
         for index, (row, prompt, completion) in enumerate(zip(rows, prompts, completions, strict=True)):
-            text, puzzle = response(completion, prompt), self.task.puzzle_of(row)
-            verdict = judge(self.task, text, puzzle)
-            reasons[verdict.reason.value] += 1
-            thoughts.append(thinking(text))
-            sample = Sample(
-                step=step,
-                split=split,
-                puzzle=puzzle,
-                response=text,
-                reason=verdict.reason.value,
-                value=None if verdict.value is None else str(verdict.value),
-                format_reward=float(has_format(text)),
-                equation_reward=float(verdict.correct),
-                completion_tokens=len(completion_ids[index]),
-                rank=rank,
-                index=index,
-            )
-            kept.append(sample)
+            text, tokens = response(completion, prompt), len(completion_ids[index])
+            places = {"step": step, "split": split, "rank": rank, "index": index}
+            kept.append(judged(self.task, text, self.task.puzzle_of(row), completion_tokens=tokens, **places))
+        reasons = Counter(sample.reason for sample in kept)
+        thoughts = [thinking(sample.response) for sample in kept]
         thinking_ids = tokenizer(thoughts, add_special_tokens=False)["input_ids"]
         for reason in self.task.reasons:
             log_metric(f"reason/{reason.value}", reasons[reason.value] / len(rows))

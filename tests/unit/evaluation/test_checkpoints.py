@@ -109,10 +109,20 @@ def test_a_run_json_that_is_none_is_passed_over(content: str, run: Path):
     assert checkpoint.task is TASK
 
 
-def test_puzzles_of_the_training_side_are_refused(run: Path):
+@pytest.mark.parametrize(
+    ("split", "share"),
+    [
+        pytest.param({"share": 0.1}, 0.1, id="the most that is held out"),
+        pytest.param({"share": 0.05}, 0.05, id="less"),
+        pytest.param({}, 0.1, id="not known"),
+    ],
+)
+def test_puzzles_of_the_training_side_are_refused(split: dict[str, float], share: float, run: Path):
+    description = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**description, "split": split}))
     (checkpoint,) = resolve(str(model_folder(run / "checkpoint-5")))
     puzzles = [TASK.puzzle((a, b, 7), 50) for a in range(1, 40) for b in range(1, 40)]
-    held_out = [puzzle for puzzle in puzzles if is_held_out(*puzzle, share=0.1)]
+    held_out = [puzzle for puzzle in puzzles if is_held_out(*puzzle, share=share)]
     assert 50 < len(held_out) < len(puzzles) / 5
     refuse_trained_puzzles([checkpoint], held_out)
     refuse_trained_puzzles([checkpoint], [TASK.puzzle((1, 2, 3, 4), 10)])  # it has only seen three numbers

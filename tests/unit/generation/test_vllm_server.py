@@ -220,7 +220,6 @@ def server(program: str, tmp_path: Path, port: int | None = None) -> VLLMServer:
 )
 def test_a_server_that_ends_is_quoted(log: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     dying = server(f"print('loading'); print({log!r}); raise SystemExit(4)", tmp_path)
-    dying.start()
     with pytest.raises(ServerError) as caught:
         wait_until_healthy(dying.url, 60, dying)
     assert (
@@ -232,20 +231,19 @@ def test_a_server_that_ends_is_quoted(log: str, reason: str, tmp_path: Path, cap
 
 def test_a_server_that_never_answers_is_given_up_and_ended(tmp_path: Path):
     silent = server("import time; print('thinking'); time.sleep(600)", tmp_path)
-    silent.start()
     with pytest.raises(ServerError, match=r"not ready within 1 s .*: raise vllm_server_timeout"):
         wait_until_healthy(silent.url, 1, silent)
-    assert silent.exit_code() is None
+    assert silent.guard.poll() is None
     silent.stop()
-    assert silent.exit_code() == 0
+    assert silent.guard.poll() == 0
     silent.stop()  # any number of times
 
 
 def test_an_older_log_is_kept(tmp_path: Path):
     (tmp_path / "log").write_text("from before")
-    again = server("pass", tmp_path)
-    again.start()
-    again.wait_for_end(20)
+    again = server("print('now')", tmp_path)
+    again.guard.wait(20)
+    assert again.lines() == ["now"]
     assert (tmp_path / "log.old").read_text() == "from before"
 
 
@@ -269,8 +267,8 @@ def test_who_starts_a_server(
     monkeypatch.setattr(server_module, "serve_command", lambda *arguments: program)
     with vllm_server(recipe(output_dir=tmp_path), placement, is_rank_zero) as running:
         assert (running is not None) == starts
-        assert running is None or running.exit_code() is None
-    assert running is None or running.exit_code() == 0
+        assert running is None or running.guard.poll() is None
+    assert running is None or running.guard.poll() == 0
 
 
 def test_waiting_ends_when_the_server_answers(tmp_path: Path):

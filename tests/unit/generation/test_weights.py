@@ -188,6 +188,19 @@ def test_a_trainer_that_cannot_send_weights_does_not_wait_for_the_server(
         list(client.generate([[1]])["prompt_ids"])
 
 
+def test_a_server_that_is_gone_is_told_where_completions_are_read():
+    """TRL asks on rank 0 and reads on all ranks: an error that rank 0 alone raises would leave the others waiting."""
+    from mini_r1.common import ServerError
+    from mini_r1.recipe.placement import free_port
+
+    client = client_of(f"http://127.0.0.1:{free_port()}")
+    client.model = "model"
+    for _ in range(2):
+        answer = client.generate([[1]])
+        with pytest.raises(ServerError, match="cannot be reached"):
+            list(answer["prompt_ids"])
+
+
 def test_a_server_that_fails_in_a_transfer_ends_a_trainer_that_waits_for_it(
     answering: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

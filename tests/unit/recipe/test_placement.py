@@ -85,6 +85,12 @@ TWO_MACHINES = gpus(8, 16, local_processes=8, machines=2)
         pytest.param(
             {}, replace(TWO_MACHINES, is_first=False), ("own_server", "", "nccl"), id="the first machine has the server"
         ),
+        pytest.param(
+            {},
+            gpus(8, 14, local_processes=7, machines=2),
+            ("own_server", "7", "nccl"),
+            id="the first machine's spare GPU",
+        ),
     ],
 )
 def test_who_generates(changed: dict, machine: Machine, expected: tuple):

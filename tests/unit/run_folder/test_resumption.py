@@ -194,9 +194,12 @@ def test_samples_are_cut_back_to_the_checkpoint(tmp_path: Path):
     long, short = tmp_path / "json" / "completion_samples.jsonl", tmp_path / "text" / "completion_samples.txt"
     long.write_bytes(b"0123456789")
     short.write_bytes(b"01")
+    first_success = tmp_path / "text" / "success_completion_samples.txt"
+    first_success.write_bytes(b"01")
     sizes = {"json/completion_samples.jsonl": 4, "text/completion_samples.txt": 4,
-             "json/success_completion_samples.jsonl": 4}  # fmt: skip
+             "json/success_completion_samples.jsonl": 4, "text/success_completion_samples.txt": 0}  # fmt: skip
     resumption.cut_back(sizes, folders)
+    assert first_success.read_bytes() == b""  # there was none yet
     assert long.read_bytes() == b"0123"
     assert short.read_bytes() == b"01"  # somebody shortened it; nothing is made up
 

@@ -75,8 +75,9 @@ def test_no_format_from_the_beginning_stops_but_a_lost_one_is_left_to_the_reward
     assert heard(watch, 50, first=2, **{FORMAT: 0.0}) == []
 
 
-def test_steps_count_not_log_entries():
-    said = heard(guards(guard_zero_spread_steps=20), 30, every=5, first=5, frac_reward_zero_std=1.0)
+@pytest.mark.parametrize("off", [{"frac_reward_zero_std": 1.0}, {"kl": 4.0}], ids=["rewards", "policy"])
+def test_steps_count_not_log_entries(off: dict[str, float]):
+    said = heard(guards(guard_zero_spread_steps=20, guard_patience=20), 30, every=5, first=5, **off)
     assert said[0][0] == 25  # the first entry counts one step: how many lie before it is not known after a resume
 
 

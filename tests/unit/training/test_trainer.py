@@ -156,3 +156,33 @@ def test_one_process_never_spreads_a_model_over_the_servers_gpu(monkeypatch: pyt
     assert given["device_map"] is None
     assert given["use_safetensors"] is True
     assert given["use_cache"] is False
+
+
+@pytest.mark.parametrize("norm", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_stops_before_the_optimizer(norm: float, tmp_path: Path):
+    import torch
+
+    from mini_r1.common import GuardError
+
+    trainer = make_trainer(tmp_path)
+    assert trainer._get_grad_norm(trainer.model, torch.tensor(0.5)) == 0.5
+    with pytest.raises(GuardError, match="the gradient is not a finite number"):
+        trainer._get_grad_norm(trainer.model, torch.tensor(norm))
+
+
+def test_an_unfinished_step_is_saved_as_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import torch
+
+    trainer, saved = make_trainer(tmp_path), []
+    trainer.state.global_step, trainer._step = 3, 12
+    trainer._boundary.on_step_begin(trainer.args, trainer.state, trainer.control)
+    random_state = torch.get_rng_state()
+    torch.rand(1)
+    trainer._step += 1
+    monkeypatch.setattr(
+        trainer, "_save_checkpoint", lambda model, trial, state: saved.append((torch.get_rng_state(), state))
+    )
+    trainer._save_interrupted()
+    ((state_of_generator, kept),) = saved
+    assert torch.equal(state_of_generator, random_state)
+    assert (kept["step"], kept["micro_steps"]) == (3, 12)
