@@ -107,7 +107,7 @@ test-fast: $(BIN)/.installed-dev ## the tests that need no torch (about a minute
 resolve: $(BIN)/.installed-dev ## resolve the pins against public wheels, for other machines and Pythons too
 	$(BIN)/python -m pytest tests/runs/test_install.py -k "not from_nothing"
 
-chaos: $(BIN)/.installed-dev ## kill a run at 50 random moments and compare it with one left in peace (about six minutes)
+chaos: $(BIN)/.installed-dev ## kill a run at 50 random moments and compare it with one left in peace (about seven minutes)
 	$(BIN)/python tests/tools/chaos.py --kills $(or $(KILLS),50) --seed $(or $(SEED),1)
 
 fuzz: $(BIN)/.installed-dev ## try what reads text from outside on random inputs (EXAMPLES=2000 a property)
