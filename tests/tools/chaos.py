@@ -180,7 +180,7 @@ def chaos(folder: Path, kills: int, seed: int, server: HubServer) -> int:
         pushes = {"push_to_hub": True, "hub_model_id": f"alice/run-{runs}"}
         while True:
             starts += 1
-            trace.write_text("loading")
+            trace.write_text("loading".ljust(60))  # `watch` writes into its two columns
             process = start(run, ("watch", str(trace)), environment, **pushes)
             process.join(moments.uniform(0.0, duration) if killed < kills else 600)
             if process.exitcode is None and killed < kills:
