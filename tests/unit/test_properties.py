@@ -47,7 +47,7 @@ def examples(share: float) -> settings:
 
     Without that variable there are a few, the same each time: a test that passed fails only after a change.
     """
-    return settings(max_examples=int(share * int(EXAMPLES or 50)), deadline=None, derandomize=not EXAMPLES)
+    return settings(max_examples=max(1, int(share * int(EXAMPLES or 50))), deadline=None, derandomize=not EXAMPLES)
 
 
 @contextmanager
