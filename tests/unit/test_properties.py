@@ -169,14 +169,14 @@ def expected(text: str, nums: Sequence[int], target: int) -> tuple[set[str], Fra
         return {"no_answer"}, None
     fault = re.search(r"[^-0-9+*/()\s]|(?<![0-9])0[0-9]", text)  # Python lets `00` pass
     if fault:
-        return {"malformed" if fault[0][0] == "0" else "illegal_character"}, None
+        return {"malformed" if fault[0][0] == "0" else "illegal_character", "notation"}, None
     if max(text[:i].count("(") - text[:i].count(")") for i in range(len(text) + 1)) > MAX_NESTING:
         return {"too_long", "malformed"}, None
     fits = sorted(numbers_in(text)) == sorted(nums)
     try:
         value = python_value(ast.parse(" ".join(text.split()), mode="eval").body)
     except (SyntaxError, ValueError):
-        return {"malformed"}, None
+        return {"malformed", "notation"}, None
     except ZeroDivisionError:  # what follows may be malformed
         return {"division_by_zero" if fits else "wrong_numbers", "malformed"}, None
     if not fits:

@@ -28,6 +28,7 @@ class Reason(StrEnum):
     NO_ANSWER = "no_answer"  # nothing between <answer> and </answer>, or no such pair
     SEVERAL_ANSWERS = "several_answers"  # more than one answer was offered
     TOO_LONG = "too_long"  # more than MAX_EQUATION_CHARS characters or MAX_NESTING nested parentheses
+    NOTATION = "notation"  # a solution in other signs, or with something around it: `6 × 7`, `6 * 7 = 42`; not paid
     ILLEGAL_CHARACTER = "illegal_character"  # something other than ASCII digits, + - * / ( ) and white space
     MALFORMED = "malformed"  # legal characters that do not form an equation: `2 ** 6`, `7 // 2`, `2 (3)`, `07`
     WRONG_NUMBERS = "wrong_numbers"  # a number missing, used twice, or not among the given ones
@@ -41,6 +42,17 @@ _NEGATE = "~"  # unary minus on the operator stack and in postfix; cannot occur 
 _PRECEDENCE = {"(": 0, ")": 1, "+": 1, "-": 1, "*": 2, "/": 2, _NEGATE: 3}
 # On int and Fraction alike; only a division leaves the integers.
 _OPERATIONS: dict[str, Callable[[Any, Any], Any]] = {"+": add, "-": sub, "*": mul, "/": Fraction}
+
+
+# What models write for the game's signs, and around an equation.
+_SIGNS = str.maketrans("×xX·⋅∗÷:∕−–[]{}", "******///--()()")
+_HABITS = (
+    (r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"((\1)/(\2))"),
+    (r"\\times|\\cdot", "*"),
+    (r"\\div", "/"),
+    (r"```\w*|[`$]|\\[][()]|\\left|\\right|\\boxed|\.\s*$", " "),
+    (r"(^|[-+*/(])\s*\+", r"\1"),  # unary plus
+)
 
 
 class _RejectedError(Exception):
@@ -122,26 +134,7 @@ def _evaluate(postfix: list[int | str]) -> Fraction:
     return Fraction(value)
 
 
-def check_equation(equation: str, nums: Sequence[int], target: int) -> Verdict:
-    """Decides whether `equation` solves the puzzle, exactly and in bounded time.
-
-    Work is bounded by MAX_EQUATION_CHARS whatever the input: the numbers are compared before anything is evaluated,
-    so only `len(nums)` operands are ever computed with. Nothing is passed to Python's own parser or to floats.
-
-    Args:
-        equation: any string; usually the text between `<answer>` and `</answer>`.
-        nums: the given numbers; each must be used exactly once.
-        target: the value to reach.
-
-    Returns:
-        A verdict; `NO_ANSWER` for a blank string. Never raises, whatever the string holds.
-
-    Examples:
-        >>> check_equation("2 ** 6", nums=[2, 6], target=64).reason.value
-        'malformed'
-        >>> check_equation("80 + (70 / 14)", nums=[14, 70, 80], target=85).value
-        Fraction(85, 1)
-    """
+def _check(equation: str, nums: Sequence[int], target: int) -> Verdict:
     if len(equation) > MAX_EQUATION_CHARS:
         return Verdict(Reason.TOO_LONG)
     try:
@@ -159,6 +152,43 @@ def check_equation(equation: str, nums: Sequence[int], target: int) -> Verdict:
     return Verdict(Reason.CORRECT if value == target else Reason.WRONG_VALUE, value)
 
 
+def _as_asked(equation: str, target: int) -> str:
+    """The equation in the game's own signs, without `= target` and what else models like to write around it."""
+    for habit, sign in _HABITS:
+        equation = re.sub(habit, sign, equation)
+    equation = equation.translate(_SIGNS)
+    return re.sub(rf"^\s*{target}\s*=|=\s*{target}\s*$", "", equation, count=1)
+
+
+def check_equation(equation: str, nums: Sequence[int], target: int) -> Verdict:
+    """Decides whether `equation` solves the puzzle, exactly and in bounded time.
+
+    Work is bounded by MAX_EQUATION_CHARS whatever the input: the numbers are compared before anything is evaluated,
+    so only `len(nums)` operands are ever computed with. Nothing is passed to Python's own parser or to floats.
+
+    Args:
+        equation: any string; usually the text between `<answer>` and `</answer>`.
+        nums: the given numbers; each must be used exactly once.
+        target: the value to reach.
+
+    Returns:
+        A verdict; `NO_ANSWER` for a blank string. Never raises, whatever the string holds.
+
+    Examples:
+        >>> check_equation("2 ** 6", nums=[2, 6], target=64).reason.value
+        'malformed'
+        >>> check_equation("44 + 19 + 35 = 98", nums=[44, 19, 35], target=98).reason.value
+        'notation'
+        >>> check_equation("80 + (70 / 14)", nums=[14, 70, 80], target=85).value
+        Fraction(85, 1)
+    """
+    verdict = _check(equation, nums, target)
+    unread = verdict.reason in (Reason.ILLEGAL_CHARACTER, Reason.MALFORMED)
+    if unread and _check(_as_asked(equation, target), nums, target).correct:
+        return Verdict(Reason.NOTATION)
+    return verdict
+
+
 _IN_WORDS = {
     Reason.CORRECT: "correct: {answer} = {target}",
     Reason.WRONG_VALUE: "wrong value: {answer} = {value}, not {target}",
@@ -167,6 +197,7 @@ _IN_WORDS = {
     Reason.NO_ANSWER: "no answer: nothing stands between <answer> and </answer>",
     Reason.SEVERAL_ANSWERS: "several answers: only one may be offered",
     Reason.TOO_LONG: f"too long: over {MAX_EQUATION_CHARS} characters or {MAX_NESTING} nested parentheses: {{answer}}",
+    Reason.NOTATION: "notation: a solution, but only the equation itself counts, in + - * / and parentheses: {answer}",
     Reason.ILLEGAL_CHARACTER: "illegal character: only numbers, + - * / and parentheses make an equation, not {answer}",
     Reason.MALFORMED: "malformed: {answer} is not an equation",
 }

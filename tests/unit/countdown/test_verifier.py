@@ -83,9 +83,9 @@ def test_accepts(equation, nums, target):
         pytest.param("1 << 6", [1, 6], 64, Reason.ILLEGAL_CHARACTER, id="shift"),
         pytest.param("~5 + 6", [5, 6], 0, Reason.ILLEGAL_CHARACTER, id="tilde, the parser's own sign for negation"),
         pytest.param("4! + 1", [1, 4], 25, Reason.ILLEGAL_CHARACTER, id="factorial"),
-        pytest.param("+6 * 7", [6, 7], 42, Reason.MALFORMED, id="unary plus at the start"),
-        pytest.param("6 + +7", [6, 7], 13, Reason.MALFORMED, id="unary plus after a plus"),
-        pytest.param("6 - +7", [6, 7], -1, Reason.MALFORMED, id="unary plus after a minus"),
+        pytest.param("+6 * 7", [6, 7], 42, Reason.NOTATION, id="unary plus at the start"),
+        pytest.param("6 + +7", [6, 7], 13, Reason.NOTATION, id="unary plus after a plus"),
+        pytest.param("6 - +7", [6, 7], -1, Reason.NOTATION, id="unary plus after a minus"),
         # Numbers written in other ways.
         pytest.param("3.5*2", [2, 35], 7, Reason.ILLEGAL_CHARACTER, id="decimal point"),
         pytest.param("10*.5", [5, 10], 5, Reason.ILLEGAL_CHARACTER, id="decimal point without a whole part"),
@@ -104,23 +104,38 @@ def test_accepts(equation, nums, target):
         pytest.param("6² + 7", [6, 7], 43, Reason.ILLEGAL_CHARACTER, id="superscript digit"),
         pytest.param("½ * 6", [1, 2, 6], 3, Reason.ILLEGAL_CHARACTER, id="vulgar fraction"),
         # Signs written in other ways.
-        pytest.param("50 − 8", [8, 50], 42, Reason.ILLEGAL_CHARACTER, id="Unicode minus"),
-        pytest.param("50 – 8", [8, 50], 42, Reason.ILLEGAL_CHARACTER, id="en dash"),
-        pytest.param("6 × 7", [6, 7], 42, Reason.ILLEGAL_CHARACTER, id="multiplication sign"),
-        pytest.param("84 ÷ 2", [2, 84], 42, Reason.ILLEGAL_CHARACTER, id="division sign"),
+        pytest.param("50 − 8", [8, 50], 42, Reason.NOTATION, id="Unicode minus"),
+        pytest.param("50 – 8", [8, 50], 42, Reason.NOTATION, id="en dash"),
+        pytest.param("6 × 7", [6, 7], 42, Reason.NOTATION, id="multiplication sign"),
+        pytest.param("84 ÷ 2", [2, 84], 42, Reason.NOTATION, id="division sign"),
         pytest.param("6 ＊ 7", [6, 7], 42, Reason.ILLEGAL_CHARACTER, id="full-width asterisk"),
-        pytest.param("6 \\times 7", [6, 7], 42, Reason.ILLEGAL_CHARACTER, id="LaTeX"),
-        pytest.param("[6 * 7]", [6, 7], 42, Reason.ILLEGAL_CHARACTER, id="square brackets"),
-        pytest.param("{6 * 7}", [6, 7], 42, Reason.ILLEGAL_CHARACTER, id="braces"),
+        pytest.param("6 \\times 7", [6, 7], 42, Reason.NOTATION, id="LaTeX"),
+        pytest.param("[6 * 7]", [6, 7], 42, Reason.NOTATION, id="square brackets"),
+        pytest.param("{6 * 7}", [6, 7], 42, Reason.NOTATION, id="braces"),
+        pytest.param("84 : 2", [2, 84], 42, Reason.NOTATION, id="colon for division"),
+        pytest.param("\\frac{84}{2}", [2, 84], 42, Reason.NOTATION, id="LaTeX fraction"),
+        pytest.param("$6 \\cdot 7$", [6, 7], 42, Reason.NOTATION, id="LaTeX between dollars"),
+        pytest.param("\\[ \\boxed{6 \\times 7} = 42 \\]", [6, 7], 42, Reason.NOTATION, id="LaTeX display, boxed"),
+        pytest.param("```python\n6 * 7\n```", [6, 7], 42, Reason.NOTATION, id="code fence"),
+        # The same around what is no solution.
+        pytest.param("6 × 8", [6, 8], 42, Reason.ILLEGAL_CHARACTER, id="multiplication sign, another value"),
+        pytest.param("6 * 7 = 43", [6, 7], 42, Reason.ILLEGAL_CHARACTER, id="equals sign with another result"),
+        pytest.param("6 * 7 = 42", [6, 7], 43, Reason.ILLEGAL_CHARACTER, id="equals sign, true beside the target"),
+        pytest.param("6 * 7 = 42 = 42", [6, 7], 42, Reason.ILLEGAL_CHARACTER, id="two equals signs"),
+        pytest.param("6 * 8 = 42", [6, 8], 42, Reason.ILLEGAL_CHARACTER, id="a lie about the result"),
+        pytest.param("42 = 42", [6, 7], 42, Reason.ILLEGAL_CHARACTER, id="the target and itself"),
+        pytest.param("44 + 19 = 63, 63 + 35 = 98", [44, 19, 35], 98, Reason.ILLEGAL_CHARACTER, id="steps"),
+        pytest.param("6 * 7.5", [6, 75], 45, Reason.ILLEGAL_CHARACTER, id="a decimal is no full stop"),
+        pytest.param("+7 ** 2", [2, 7], 49, Reason.MALFORMED, id="unary plus before a power"),
         # Text.
-        pytest.param("6 * 7 = 42", [6, 7], 42, Reason.ILLEGAL_CHARACTER, id="equals sign with the result"),
-        pytest.param("42 = 6 * 7", [6, 7], 42, Reason.ILLEGAL_CHARACTER, id="equals sign with the target first"),
+        pytest.param("6 * 7 = 42", [6, 7], 42, Reason.NOTATION, id="equals sign with the result"),
+        pytest.param("42 = 6 * 7", [6, 7], 42, Reason.NOTATION, id="equals sign with the target first"),
         pytest.param("six * 7", [6, 7], 42, Reason.ILLEGAL_CHARACTER, id="letters"),
-        pytest.param("6 x 7", [6, 7], 42, Reason.ILLEGAL_CHARACTER, id="the letter x for times"),
+        pytest.param("6 x 7", [6, 7], 42, Reason.NOTATION, id="the letter x for times"),
         pytest.param("6 * 7 # done", [6, 7], 42, Reason.ILLEGAL_CHARACTER, id="comment"),
-        pytest.param("6 * 7.", [6, 7], 42, Reason.ILLEGAL_CHARACTER, id="full stop"),
+        pytest.param("6 * 7.", [6, 7], 42, Reason.NOTATION, id="full stop"),
         pytest.param("6 * 7; 42", [6, 7], 42, Reason.ILLEGAL_CHARACTER, id="semicolon"),
-        pytest.param("`6 * 7`", [6, 7], 42, Reason.ILLEGAL_CHARACTER, id="backticks"),
+        pytest.param("`6 * 7`", [6, 7], 42, Reason.NOTATION, id="backticks"),
         pytest.param("<b>6 * 7</b>", [6, 7], 42, Reason.ILLEGAL_CHARACTER, id="markup"),
         pytest.param("__import__('os').getpid()", [6, 7], 42, Reason.ILLEGAL_CHARACTER, id="code"),
         pytest.param("(lambda: 42)()", [42], 42, Reason.ILLEGAL_CHARACTER, id="code that would return the target"),
@@ -306,7 +321,21 @@ def test_an_illegal_character_anywhere_is_refused(equation, char, data):
     place = data.draw(st.integers(0, len(text)))
     legal = char in "0123456789+-*/()" or char.isspace()
     verdict = check_equation(text[:place] + char + text[place:], nums, int(value))
-    assert (verdict.reason is Reason.ILLEGAL_CHARACTER) == (not legal)
+    assert (verdict.reason in (Reason.ILLEGAL_CHARACTER, Reason.NOTATION)) == (not legal)
+
+
+@settings(max_examples=100, deadline=None)
+@given(spaced_equations(), st.sampled_from(["{} = {}", "{1} = {0}", "$ {} = {} $", "```\n{}\n```", "[{}]."]), st.data())
+def test_a_solution_in_another_notation_is_told_apart_and_a_wrong_answer_is_not(equation, form, data):
+    text, nums, value = equation
+    signs = {"*": ["×", "x", "\\times "], "/": ["÷", ":"], "-": ["−"]}
+    text = "".join(data.draw(st.sampled_from(signs[sign])) if sign in signs else sign for sign in text)
+    solved = value.denominator == 1
+    verdict = check_equation(form.format(text, int(value)), nums, int(value))
+    assert verdict.reason is (Reason.NOTATION if solved else Reason.ILLEGAL_CHARACTER)
+    assert not verdict.correct
+    wrong = check_equation(form.format(text, int(value)), nums, int(value) + 1)
+    assert wrong.reason is Reason.ILLEGAL_CHARACTER
 
 
 @settings(max_examples=100, deadline=None)
@@ -318,7 +347,7 @@ def test_a_doubled_operator_anywhere_is_refused(equation, doubled, data):
 
 
 @settings(max_examples=60, deadline=None)
-@given(equations(two_or_more), st.sampled_from(["**", "//", "+*", "* +", "(", ")"]), st.data())
+@given(equations(two_or_more), st.sampled_from(["**", "//", "+*", "* /", "(", ")"]), st.data())
 def test_an_operator_replaced_by_something_else_is_refused(equation, wrong, data):
     tokens, nums, value = equation
     binary = [i for i in range(1, len(tokens)) if tokens[i] in RANK and tokens[i - 1] not in ("(", *RANK)]
@@ -354,6 +383,12 @@ def test_an_operator_replaced_by_something_else_is_refused(equation, wrong, data
             PUZZLE,
             "illegal character: only numbers, + - * / and parentheses make an equation, not 44+x\\x1b[31m",
             id="escapes drive no terminal",
+        ),
+        pytest.param(
+            "44 + 19 + 35 = 98",
+            PUZZLE,
+            "notation: a solution, but only the equation itself counts, in + - * / and parentheses: 44 + 19 + 35 = 98",
+            id="notation",
         ),
         pytest.param("44 // 2", PUZZLE, "malformed: 44 // 2 is not an equation", id="malformed"),
     ],
