@@ -1,18 +1,21 @@
 """Where puzzles come from: the generator, a local file or folder, or a data set on the Hub.
 
-A row is `{"nums": [44, 19, 35], "target": 98}`, in a CSV file `"[44, 19, 35]",98`. Whatever the source, every row is
+A row is `{"nums": [44, 19, 35], "target": 98}`, in a CSV file `"[44, 19, 35]",98`, or as verl nests it:
+`{"reward_model": {"ground_truth": {"numbers": [44, 19, 35], "target": 98}}}`. Whatever the source, every row is
 validated and the canonical split is applied.
 """
 
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
 import json
 import logging
 import os
 import random
-import re
+import tempfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,12 +23,21 @@ from typing import Any
 
 from mini_r1.common import DataError, RecipeError, first_line
 from mini_r1.countdown.generator import MAX_GENERATED_NUMBER, generate_puzzles
-from mini_r1.countdown.puzzle import MAX_HELD_OUT_SHARE, MAX_NUMBERS, Puzzle, held_out_share, is_held_out, puzzle_key
+from mini_r1.countdown.puzzle import (
+    MAX_HELD_OUT_SHARE,
+    MAX_NUMBERS,
+    Puzzle,
+    held_out_share,
+    is_held_out,
+    parse_row,
+    puzzle_key,
+)
 
 logger = logging.getLogger(__name__)
 
 GENERATE = "generate"
-SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
+SUFFIXES = (".parquet", ".arrow", ".jsonl", ".json", ".csv", ".tsv", ".gz")
+LFS_POINTER = b"version https://git-lfs"  # how the file begins that stands in for one of Git LFS
 MAX_BAD_ROWS_SHOWN = 5
 
 
@@ -40,9 +52,9 @@ class PuzzleArguments:
 
     dataset_id_or_path: str = _key(
         "Jiayi-Pan/Countdown-Tasks-3to4",
-        "A data set on the Hub, a local parquet/JSONL/JSON/CSV file or folder, or `generate`.",
+        "A data set on the Hub, a local parquet/JSONL/JSON/CSV/TSV file or folder, or `generate`.",
     )
-    dataset_split: str = _key("train", "Split of the Hub data set to draw from.")
+    dataset_split: str = _key("train", "Split of the Hub data set, or of the folder, to draw from.")
     dataset_rows: int = _key(50_000, "Puzzles to generate, or to draw at random from the data set (0: all).")
     dataset_seed: int = _key(42, "Seed of the generator or of the draw.")
     on_bad_row: str = _key("drop", "Rows that are no puzzle: `drop` (and report) or `fail`.")
@@ -120,33 +132,6 @@ class PuzzleSplit:
         return digest.hexdigest()
 
 
-def parse_row(row: Any) -> Puzzle:
-    """Turns one row into a puzzle.
-
-    Raises:
-        ValueError: with the reason, when the row is not a puzzle.
-    """
-    if not isinstance(row, dict):
-        raise ValueError(f"is {row!r:.60}, not an object with nums and target")
-    nums: Any = row.get("nums")
-    target: Any = row.get("target")
-    if isinstance(nums, str):  # a CSV cell: "[44, 19, 35]", "44 19 35"
-        nums = [_integer(word) for word in nums.strip("[] ").replace(",", " ").split()]
-    if isinstance(target, str):
-        target = _integer(target.strip())
-    are_numbers = isinstance(nums, (list, tuple)) and all(type(one) is int and one >= 0 for one in nums)
-    if not are_numbers or not 2 <= len(nums) <= MAX_NUMBERS:
-        raise ValueError(f"has nums {nums!r:.60}, not 2 to {MAX_NUMBERS} non-negative integers")
-    if type(target) is not int:
-        raise ValueError(f"has target {target!r:.60}, not an integer")
-    return Puzzle(tuple(nums), target)
-
-
-def _integer(word: str) -> int | str:
-    """A word of a CSV cell as an integer; any other word is returned as it is, for `parse_row` to refuse."""
-    return int(word) if re.fullmatch("-?[0-9]{1,18}", word) else word
-
-
 # --------------------------------------------------------------------------------------------------------------------
 # Sources
 # --------------------------------------------------------------------------------------------------------------------
@@ -156,16 +141,26 @@ def _integer(word: str) -> int | str:
 # index, and one fractional target turns every target into a float. Here each row stands or falls by itself.
 def _read_file(path: Path) -> Iterator[Any]:
     """The rows of one file; a line that is not JSON comes as text, which `parse_row` refuses with its index."""
-    if path.suffix == ".parquet":
+    kind = Path(path.name.removesuffix(".gz")).suffix
+    if kind == ".parquet":
         import pyarrow.parquet as pq
 
-        yield from pq.read_table(path, columns=["nums", "target"]).to_pylist()
+        with pq.ParquetFile(path) as file:
+            wanted = ["nums", "target"]
+            for batch in file.iter_batches(columns=wanted if {*wanted} <= {*file.schema_arrow.names} else None):
+                yield from batch.to_pylist()
         return
-    with path.open(encoding="utf-8-sig", newline="") as lines:  # -sig: spreadsheets begin with a byte order mark
-        is_list = path.suffix == ".json" and lines.read(99).lstrip().startswith("[")  # else an object a line
+    if kind == ".arrow":
+        from datasets import Dataset
+
+        yield from Dataset.from_file(str(path))
+        return
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8-sig", newline="") as lines:  # -sig: spreadsheets write a byte order mark
+        is_list = kind == ".json" and lines.read(99).lstrip().startswith("[")  # else an object a line
         lines.seek(0)
-        if path.suffix == ".csv":
-            yield from csv.DictReader(lines)
+        if kind in (".csv", ".tsv"):
+            yield from csv.DictReader(lines, delimiter="," if kind == ".csv" else "\t")
         elif is_list:
             yield from json.load(lines)
         else:
@@ -176,17 +171,56 @@ def _read_file(path: Path) -> Iterator[Any]:
                     yield line
 
 
-def _read_local(name: str) -> Iterator[Any]:
-    """The rows of a file, or of all files in a folder in the order of their names."""
+def _read_files(files: list[Path]) -> Iterator[Any]:
+    for file in files:
+        try:
+            _refuse_pointer(file)
+            yield from _read_file(file)
+        # pyarrow's own errors are among these; OverflowError is a date that Python cannot hold.
+        except (OSError, EOFError, ValueError, RuntimeError, OverflowError, csv.Error, zlib.error) as error:
+            raise DataError(f"cannot read {file}: {first_line(error)}") from error
+
+
+def _refuse_pointer(file: Path) -> None:
+    with file.open("rb") as stream:
+        if stream.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise DataError(f"{file} only points to its data in Git LFS: run `git lfs pull` in its folder")
+
+
+def _read_local(name: str, split: str) -> tuple[str, Iterator[Any]]:
+    """What is read of a file or a folder, in words, and its rows."""
     if not _exists(name):
         raise DataError(f"dataset_id_or_path: {name} does not exist")
     path = Path(name).expanduser()
-    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES):
-        try:
-            yield from _read_file(file)
-        # pyarrow's own errors are among these; OverflowError is a date that Python cannot hold.
-        except (OSError, ValueError, RuntimeError, OverflowError, csv.Error) as error:
-            raise DataError(f"cannot read {file}: {first_line(error)}") from error
+    if path.is_file():
+        return name, _read_files([path])
+    found = _read_folder(path)
+    if isinstance(found, dict):
+        if split not in found:
+            raise DataError(f"dataset_split: {name} has no split {split!r}, only {', '.join(map(str, found))}")
+        found, name = found[split], f"{name}, split {split}"
+    if not isinstance(found, list):
+        return name, iter(found)
+    files = [Path(file) for file in found]
+    return f"{name} ({', '.join(file.name for file in files):.200})", _read_files(files)
+
+
+def _read_folder(folder: Path) -> Any:
+    """As `datasets` reads a folder: a Dataset or one for each split if it was saved to disk, else files for each."""
+    import yaml
+    from datasets import load_dataset_builder, load_from_disk
+
+    try:
+        names = {file.name for file in folder.iterdir()}
+        if "dataset_dict.json" in names or {"dataset_info.json", "state.json"} <= names:
+            for file in folder.rglob("*.arrow"):
+                _refuse_pointer(file)
+            return load_from_disk(str(folder)).with_format(None)
+        with tempfile.TemporaryDirectory() as cache:
+            return load_dataset_builder(str(folder), cache_dir=cache).config.data_files
+    # The last four: metadata that is not of the shape it expects.
+    except (OSError, ValueError, RuntimeError, AttributeError, TypeError, KeyError, yaml.YAMLError) as error:
+        raise DataError(f"cannot read {folder} as a data set ({first_line(error)}): name one of its files") from error
 
 
 def _exists(name: str) -> bool:
@@ -194,26 +228,25 @@ def _exists(name: str) -> bool:
     return os.path.exists(os.path.expanduser(name))  # noqa: PTH110, PTH111
 
 
-def _read_hub(dataset_id: str, split: str) -> Iterator[Any]:
+def _read_hub(dataset_id: str, split: str) -> tuple[str, Iterator[Any]]:
     import httpx
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
     logger.info("loading %s from the Hub; without a network, HF_HUB_OFFLINE=1 saves minutes of retries", dataset_id)
     try:
-        yield from load_dataset(dataset_id, split=split)
+        return f"{dataset_id}, split {split}", iter(load_dataset(dataset_id, split=split))
     except (OSError, ValueError, RuntimeError, DatasetsError, httpx.HTTPError) as error:
         instead = f"without a network, set dataset_id_or_path: {GENERATE}, or name a local file"
         raise DataError(f"cannot load {dataset_id!r} from the Hub ({first_line(error)}); {instead}") from error
 
 
-def _validated(rows: Iterator[Any], arguments: PuzzleArguments) -> tuple[list[Puzzle], int]:
+def _validated(source: str, rows: Iterator[Any], on_bad_row: str) -> tuple[list[Puzzle], int]:
     """Every good row as a puzzle, and how many bad ones were dropped.
 
     Raises:
         DataError: on a bad row with `on_bad_row: fail`, or when no good row is left.
     """
-    source = arguments.dataset_id_or_path
     puzzles: list[Puzzle] = []
     faults: list[str] = []
     for index, row in enumerate(rows):
@@ -221,12 +254,12 @@ def _validated(rows: Iterator[Any], arguments: PuzzleArguments) -> tuple[list[Pu
             puzzles.append(parse_row(row))
         except ValueError as error:
             faults.append(f"row {index} {error}")
-            if arguments.on_bad_row == "fail":
+            if on_bad_row == "fail":
                 raise DataError(f"{source}: {faults[0]} (on_bad_row: drop would leave it out)") from None
     shown = "; ".join(faults[:MAX_BAD_ROWS_SHOWN])
     if not puzzles:
-        formats = ", ".join(SUFFIXES)
-        raise DataError(f"{source}: no usable row in any {formats} file" + (f" ({shown})" if shown else ""))
+        raise DataError(f"{source}: no usable row" + (f" ({shown})" if shown else ""))
+    logger.info("%s: %d rows", source, len(puzzles) + len(faults))
     if faults:
         logger.warning("%s: %d bad rows dropped: %s", source, len(faults), shown)
     return puzzles, len(faults)
@@ -260,8 +293,8 @@ def load_puzzles(arguments: PuzzleArguments, progress: bool = True) -> PuzzleSpl
             progress=progress,
         )
     else:
-        found = _read_local(source) if arguments.is_local() else _read_hub(source, arguments.dataset_split)
-        puzzles, dropped = _validated(found, arguments)
+        read = _read_local if arguments.is_local() else _read_hub
+        puzzles, dropped = _validated(*read(source, arguments.dataset_split), arguments.on_bad_row)
         if 0 < rows < len(puzzles):
             puzzles = random.Random(arguments.dataset_seed).sample(puzzles, rows)
     share = held_out_share(len({puzzle_key(*puzzle) for puzzle in puzzles}), arguments.held_out_puzzles)

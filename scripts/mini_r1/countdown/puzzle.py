@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # The largest number of operands that the solver and the generator accept, as in the television game.
 MAX_NUMBERS = 6
@@ -15,6 +15,9 @@ MAX_HELD_OUT_SHARE = 0.10
 
 # The longest number that a person may type.
 MAX_DIGITS = 6
+
+# Numbers and targets of a data set are smaller: Arrow tables and tensors hold 64 bits.
+LIMIT = 10**18
 
 
 class Puzzle(NamedTuple):
@@ -63,6 +66,51 @@ def parse_puzzle(text: str) -> Puzzle:
     if min(nums) < 1:
         raise ValueError("the numbers must be positive")
     return Puzzle(tuple(nums), target)
+
+
+def parse_row(row: Any) -> Puzzle:
+    """The puzzle in a row of data.
+
+    Raises:
+        ValueError: with the reason, when the row is not a puzzle.
+
+    >>> verl = {"prompt": "...", "reward_model": {"ground_truth": {"numbers": [44, 19, 35], "target": 98}}}
+    >>> parse_row(verl) == parse_row({"nums": [44, 19, 35], "target": 98.0}) == Puzzle((44, 19, 35), 98)
+    True
+    """
+    if not isinstance(row, dict):
+        raise ValueError(f"is {row!r:.60}, not an object with nums and target")
+    nums, target = _fields(row)
+    if isinstance(nums, str):  # a CSV cell: "[44, 19, 35]", "44 19 35"
+        nums = nums.strip("[] ").replace(",", " ").split()
+    nums = [_whole(one) for one in nums] if isinstance(nums, (list, tuple)) else nums
+    target = _whole(target)
+    are_numbers = isinstance(nums, list) and all(type(one) is int and 0 <= one < LIMIT for one in nums)
+    if not are_numbers or not 2 <= len(nums) <= MAX_NUMBERS:
+        raise ValueError(f"has nums {nums!r:.60}, not 2 to {MAX_NUMBERS} non-negative integers below 1e18")
+    if type(target) is not int or abs(target) >= LIMIT:
+        raise ValueError(f"has target {target!r:.60}, not an integer of at most 18 digits")
+    return Puzzle(tuple(nums), target)
+
+
+def _fields(row: dict[Any, Any]) -> tuple[Any, Any]:
+    """The numbers and the target of a row: its own, or those that verl nests. Raises ValueError without any."""
+    if surplus := "".join(row.get(None) or ()).strip():  # csv's key for cells that the header has no name for
+        raise ValueError(f'has {surplus!r:.60} behind the header\'s last column: quote the numbers, "44, 19, 35",98')
+    reward = row.get("reward_model")
+    for place in (row, reward.get("ground_truth") if isinstance(reward, dict) else None, row.get("extra_info")):
+        if isinstance(place, dict) and "target" in place:
+            for name in ("nums", "numbers"):
+                if name in place:
+                    return place[name], place["target"]
+    raise ValueError(f"has the columns {list(row)!r:.100}, not nums and target")
+
+
+def _whole(value: Any) -> Any:
+    """The integer that 98, 98.0 or text of one is; anything else comes back as it is, for `parse_row` to refuse."""
+    if isinstance(value, str) and (match := re.fullmatch(r"(-?[0-9]{1,18})(\.0*)?", value.strip())):
+        return int(match[1])
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def held_out_share(total_puzzles: int, held_out_puzzles: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import time
@@ -11,9 +12,9 @@ from typing import Any
 import pytest
 
 from mini_r1.common import DataError, RecipeError
-from mini_r1.countdown.dataset import PuzzleArguments, PuzzleSplit, load_puzzles, parse_row
+from mini_r1.countdown.dataset import PuzzleArguments, PuzzleSplit, load_puzzles
 from mini_r1.countdown.generator import generate_puzzles
-from mini_r1.countdown.puzzle import Puzzle, is_held_out, puzzle_key
+from mini_r1.countdown.puzzle import Puzzle, is_held_out, parse_row, puzzle_key
 
 GOOD = {"nums": [44, 19, 35], "target": 98}
 GOOD_LINE = json.dumps(GOOD)
@@ -37,15 +38,23 @@ def written(path: Path, puzzles: list[Puzzle]) -> Path:
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        pytest.param({"nums": [1, 2]}, "has target None, not an integer", id="no target"),
-        pytest.param({"target": 3}, "has nums None, not 2 to 6", id="no nums"),
+        pytest.param({"nums": [1, 2]}, "has the columns ['nums'], not nums and target", id="no target"),
+        pytest.param({"target": 3}, "has the columns ['target'], not nums and target", id="no nums"),
+        pytest.param({"nums": [1, 2], "target": None}, "has target None, not an integer", id="target is null"),
+        pytest.param({"nums": None, "target": 3}, "has nums None, not 2 to 6", id="nums is null"),
+        pytest.param({"nums": [1, 10**18], "target": 2}, "below 1e18", id="a number beyond 64 bits, nearly"),
+        pytest.param({"nums": [1, 2], "target": -(10**30)}, "at most 18 digits", id="target beyond 64 bits"),
+        pytest.param({"nums": [1, 2], "target": 1e300}, "at most 18 digits", id="whole float beyond 64 bits"),
+        pytest.param({"nums": [1, 2], "target": float("inf")}, "has target inf", id="target is infinite"),
+        pytest.param({"reward_model": "1 2 3", "prompt": "x"}, "['reward_model', 'prompt']", id="verl without truth"),
+        pytest.param({"reward_model": {"ground_truth": "4+5"}}, "['reward_model']", id="verl with a text for truth"),
         pytest.param({"nums": 12, "target": 3}, "has nums 12", id="nums is a number"),
         pytest.param({"nums": [12], "target": 12}, "has nums [12]", id="one number"),
         pytest.param({"nums": [1] * 7, "target": 7}, "has nums [1, 1, 1, 1, 1, 1, 1]", id="seven numbers"),
         pytest.param({"nums": [1, -2, 3], "target": 2}, "has nums [1, -2, 3]", id="negative number"),
         pytest.param({"nums": [1, 2.5, 3], "target": 2}, "2.5", id="fraction among the numbers"),
         pytest.param({"nums": [1, True, 3], "target": 2}, "True", id="truth value among the numbers"),
-        pytest.param({"nums": [1, "2", 3], "target": 2}, "'2'", id="text among the numbers"),
+        pytest.param({"nums": [1, "two", 3], "target": 2}, "'two'", id="text among the numbers"),
         pytest.param({"nums": [1, 2], "target": 2.5}, "has target 2.5", id="target is a fraction"),
         pytest.param({"nums": [1, 2], "target": "many"}, "has target 'many'", id="target is text"),
         pytest.param({"nums": "1, two", "target": 3}, "'two'", id="text cell with words"),
@@ -67,6 +76,26 @@ def test_cells_of_csv_files(nums: str):
     assert parse_row({"nums": nums, "target": " 98 "}) == Puzzle((44, 19, 35), 98)
 
 
+TRUTH = {"numbers": [44, 19, 35], "target": 98}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param({"nums": [44.0, 19.0, 35.0], "target": 98.0}, id="whole floats"),
+        pytest.param({"nums": "44.0 19.0 35.0", "target": "98.0"}, id="whole floats in cells"),
+        pytest.param({"nums": ["44", "19", "35"], "target": "98"}, id="integers as text"),
+        pytest.param({**TRUTH, "id": 7}, id="numbers for nums"),
+        pytest.param({"reward_model": {"style": "rule", "ground_truth": TRUTH}, "extra_info": {"index": 0}}, id="verl"),
+        pytest.param({"reward_model": {"ground_truth": None}, "extra_info": TRUTH}, id="verl, in extra_info"),
+        pytest.param({"target": 98, "reward_model": {"ground_truth": TRUTH}}, id="verl, one column of its own"),
+        pytest.param({"nums": "44 19 35", "target": "98", None: ["", " "]}, id="commas at the end of a line"),
+    ],
+)
+def test_what_plainly_is_the_same_row(row: dict[Any, Any]):
+    assert parse_row(row) == Puzzle((44, 19, 35), 98)
+
+
 @pytest.mark.parametrize("cell", ["1" + " " * 50_000 + "x", "1 " * 50_000 + "x", "[" + "1," * 50_000, "9" * 50_000])
 def test_long_cells_are_refused_in_proportionate_time_and_in_few_words(cell: str):
     started = time.process_time()
@@ -81,20 +110,138 @@ def test_long_cells_are_refused_in_proportionate_time_and_in_few_words(cell: str
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def test_every_kind_of_file_and_a_folder_of_them(tmp_path: Path):
+def parquet(path: Path, *rows: dict[str, Any]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    (tmp_path / "a.json").write_text(f"\ufeff\n[{GOOD_LINE},\n {GOOD_LINE}]")  # pretty, with a byte order mark
-    (tmp_path / "b.csv").write_text('nums,target\n"[5, 6]",30\n"7 8 9",24\n')
-    (tmp_path / "c.jsonl").write_text(f"{GOOD_LINE}\r\n\n{GOOD_LINE}\r\n")
-    (tmp_path / "d.json").write_text(f"{GOOD_LINE}\n{GOOD_LINE}\n")  # JSON lines under the name .json
-    pq.write_table(pa.table({"id": ["x"], "target": [6], "nums": [[1, 2, 3]]}), tmp_path / "e.parquet")
-    (tmp_path / "notes.txt").write_text("not data")
-    found = [[puzzle.target for puzzle in load(file).train] for file in sorted(tmp_path.glob("*.[jcp]*"))]
-    assert found == [[98, 98], [30, 24], [98, 98], [98, 98], [6]]
-    assert [puzzle.target for puzzle in load(tmp_path).train] == [98, 98, 30, 24, 98, 98, 98, 98, 6]
-    assert load(tmp_path / "e.parquet").train == [Puzzle((1, 2, 3), 6)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(list(rows)), path)
+
+
+def targets(path: Path, **arguments: Any) -> list[int]:
+    return [puzzle.target for puzzle in load(path, **arguments).train]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        pytest.param("a.json", f"\ufeff\n[{GOOD_LINE},\n {GOOD_LINE}]", [98, 98], id="pretty, a byte order mark"),
+        pytest.param("a.json", f"{GOOD_LINE}\n{GOOD_LINE}\n", [98, 98], id="JSON lines under the name .json"),
+        pytest.param("a.jsonl", f"{GOOD_LINE}\r\n\n{GOOD_LINE}\r\n", [98, 98], id="JSON lines from Windows"),
+        pytest.param("a.csv", 'nums,target\n"[5, 6]",30\n"7 8 9",24\n', [30, 24], id="CSV"),
+        pytest.param("a.tsv", "nums\ttarget\n[5, 6]\t30\n7 8 9\t24\n", [30, 24], id="TSV"),
+        pytest.param("a.csv", "target,nums\n39,13 30,90\n30,5 6\n", [30], id="CSV with a surplus cell"),
+        pytest.param("a.csv", "nums,target\n1 2,3.0\n1 2,\n", [3], id="CSV as pandas writes it"),
+        pytest.param("a.jsonl", f'{GOOD_LINE}\n{{"nums": [1, 2], "target": 1{"0" * 30}}}', [98], id="beyond 64 bits"),
+    ],
+)
+def test_every_kind_of_text_file_plain_and_compressed(name: str, content: str, expected: list[int], tmp_path: Path):
+    (tmp_path / name).write_text(content, newline="")
+    (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content.encode()))
+    assert targets(tmp_path / name) == targets(tmp_path / f"{name}.gz") == expected
+
+
+def test_parquet_and_arrow_files_with_other_columns_and_nested_ones(tmp_path: Path):
+    from datasets import Dataset
+
+    verl = {"prompt": [{"role": "user", "content": "?"}], "reward_model": {"style": "rule", "ground_truth": TRUTH}}
+    parquet(tmp_path / "own.parquet", {"id": "x", "target": 6, "nums": [1, 2, 3]})
+    parquet(tmp_path / "verl.parquet", {**verl, "extra_info": {"index": 0}})
+    Dataset.from_list([GOOD]).save_to_disk(tmp_path / "saved")
+    assert load(tmp_path / "own.parquet").train == [Puzzle((1, 2, 3), 6)]
+    assert load(tmp_path / "verl.parquet").train == [Puzzle((44, 19, 35), 98)]
+    assert targets(tmp_path / "saved" / "data-00000-of-00001.arrow") == [98]
+
+
+CARD = """---
+configs:
+- config_name: default
+  data_files: [{split: train, path: b.jsonl}, {split: hard, path: a.jsonl}]
+---
+Puzzles"""
+
+
+SHARDS = ["data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet", "state.json"]
+
+
+@pytest.mark.parametrize(
+    ("files", "split", "read"),
+    [
+        pytest.param(["train.parquet", "test.parquet"], "train", [0], id="by name"),
+        pytest.param(["train.parquet", "test.parquet"], "test", [1], id="the other"),
+        pytest.param(["train/x.jsonl", "test/x.jsonl"], "test", [1], id="by folder"),
+        pytest.param(["a.csv.gz", "b.csv.gz"], "train", [0, 1], id="no names: all are train"),
+        pytest.param(["a.jsonl", "b.jsonl", "README.md"], "train", [1], id="by the card"),
+        pytest.param(["a.jsonl", "b.jsonl", "README.md"], "hard", [0], id="the card's own name"),
+        pytest.param(["a.parquet", "stats.json", "dataset_infos.json"], "train", [0], id="metadata beside parquet"),
+        pytest.param(SHARDS, "train", [0], id="as the Hub holds them"),
+    ],
+)
+def test_a_folder_is_read_as_datasets_reads_it(
+    files: list[str], split: str, read: list[int], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """Each file of puzzles holds one, whose target is the file's place in the list."""
+    folder = tmp_path / "test"  # a split's name above the data means nothing
+    for target, name in enumerate(files):
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.suffix == ".parquet":
+            parquet(file, {"nums": [1, 2], "target": target})
+        elif file.suffix == ".gz":
+            file.write_bytes(gzip.compress(f"nums,target\n1 2,{target}\n".encode()))
+        else:
+            row = json.dumps({"nums": [1, 2], "target": target})
+            file.write_text({".md": CARD, ".json": "{}"}.get(file.suffix, row))
+    with caplog.at_level(logging.INFO):
+        assert targets(folder, dataset_split=split) == read
+    names = ", ".join(Path(files[one]).name for one in read)
+    assert f"{folder}, split {split} ({names}): {len(read)} rows" in caplog.messages
+
+
+def test_what_datasets_saved_to_disk(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    from datasets import Dataset, DatasetDict
+
+    puzzles = {split: Dataset.from_list([{"nums": [1, 2], "target": at}]) for at, split in enumerate(("train", "test"))}
+    DatasetDict(puzzles).save_to_disk(tmp_path / "both")
+    puzzles["test"].with_format("numpy").save_to_disk(tmp_path / "one")
+    with caplog.at_level(logging.INFO):
+        assert targets(tmp_path / "both") == [0]
+        assert targets(tmp_path / "both", dataset_split="test") == targets(tmp_path / "one") == [1]
+    assert [message for message in caplog.messages if message.startswith(str(tmp_path))] == [
+        f"{tmp_path / 'both'}, split train: 1 rows",
+        f"{tmp_path / 'both'}, split test: 1 rows",
+        f"{tmp_path / 'one'}: 1 rows",
+    ]
+    with pytest.raises(DataError, match=r"dataset_split: .*both has no split 'hard', only train, test"):
+        load(tmp_path / "both", dataset_split="hard")
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        pytest.param({}, "cannot read .* as a data set", id="nothing"),
+        pytest.param({"notes.bin": "x"}, "cannot read .* as a data set", id="no data"),
+        pytest.param({"test.jsonl": GOOD_LINE}, "dataset_split: .* has no split 'train', only test", id="no train"),
+        pytest.param({"train.csv": "", "test.jsonl": ""}, "the same data file format", id="two kinds"),
+        pytest.param({"a.jsonl": GOOD_LINE, "README.md": "---\nconfigs: {{\n---\n"}, "cannot read", id="broken card"),
+        pytest.param({"a.jsonl": GOOD_LINE, "dataset_infos.json": '{"x": 3}'}, "cannot read", id="odd metadata"),
+        pytest.param({"train.parquet": POINTER}, r"train.parquet .*run `git lfs pull`", id="LFS pointer"),
+        pytest.param(
+            {"state.json": "{}", "dataset_info.json": "{}", "a.arrow": POINTER}, "git lfs", id="saved pointer"
+        ),
+        pytest.param({"state.json": "{}", "dataset_info.json": "{}"}, "cannot read", id="saved, nothing in it"),
+        pytest.param({"dataset_dict.json": "no json"}, "cannot read", id="broken, saved to disk"),
+    ],
+)
+def test_unusable_folder(files: dict[str, str], message: str, tmp_path: Path):
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=message) as caught:
+        load(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_bad_rows_are_reported_with_index_and_reason_and_dropped(tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -105,13 +252,15 @@ def test_bad_rows_are_reported_with_index_and_reason_and_dropped(tmp_path: Path,
     assert len(split.train) == 2
     assert split.dropped == 8
     (message,) = caplog.messages
-    assert message.startswith(f"{path}: 8 bad rows dropped: row 1 has target None, not an integer; row 2 is 'no json ")
+    assert message.startswith(
+        f"{path}: 8 bad rows dropped: row 1 has the columns ['nums'], not nums and target; row 2 "
+    )
     assert message.count("; row") == 4  # five of them are named
 
 
 def test_bad_row_is_fatal_when_the_recipe_says_so(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text(GOOD_LINE + '\n{"nums": [1, 2]}')
-    with pytest.raises(DataError, match=r"row 1 has target None.*on_bad_row"):
+    with pytest.raises(DataError, match=r"row 1 has the columns.*on_bad_row"):
         load(tmp_path / "a.jsonl", on_bad_row="fail")
 
 
@@ -119,13 +268,19 @@ def test_bad_row_is_fatal_when_the_recipe_says_so(tmp_path: Path):
     ("name", "content", "message"),
     [
         pytest.param("a.jsonl", b"", "no usable row", id="empty file"),
-        pytest.param("a.jsonl", b'{"x": 1}\n', r"no usable row .*\(row 0 has nums None", id="only bad rows"),
+        pytest.param("a.jsonl", b'{"x": 1}\n', r"no usable row .*the columns \['x'\], not", id="only bad rows"),
         pytest.param("a.json", b"[1, 2", "cannot read", id="broken JSON"),
         pytest.param("a.json", b"[" * 99_999, "cannot read", id="JSON nested too deeply"),
         pytest.param("a.parquet", b"not parquet", "cannot read", id="broken parquet"),
         pytest.param("a.jsonl", b"\xff\xfe\x00", "cannot read", id="not UTF-8"),
         pytest.param("a.csv", b'nums,target\n"' + b"1 " * 99_999, "cannot read", id="a quote never closed"),
-        pytest.param("a.csv", b"numbers,goal\n1 2,3\n", "no usable row", id="other columns"),
+        pytest.param("a.csv", b"numbers,goal\n1 2,3\n", r"columns \['numbers', 'goal'\]", id="other columns"),
+        pytest.param("a.csv", b"nums,target\n1,2,3\n", "has '3' behind the header's last", id="CSV without quotes"),
+        pytest.param("a.csv", POINTER.encode(), "run `git lfs pull`", id="Git LFS pointer"),
+        pytest.param("a.csv.gz", b"nums,target\n1 2,3\n", "cannot read", id="not compressed"),
+        pytest.param("a.csv.gz", gzip.compress(b"nums,target\n1 2,3\n")[:-9], "cannot read", id="compressed, cut off"),
+        pytest.param("a.csv.gz", gzip.compress(b"")[:10] + b"\xff" * 9, "cannot read", id="compressed, damaged"),
+        pytest.param("a.arrow", b"not arrow", "cannot read", id="broken Arrow"),
         pytest.param("a.bin", b"\xff", "cannot read", id="another kind of file"),
     ],
 )
@@ -166,11 +321,6 @@ def test_what_is_local(tmp_path: Path):
     assert PuzzleArguments("generate").is_local()
     assert PuzzleArguments(str(tmp_path)).is_local()
     assert not PuzzleArguments("Jiayi-Pan/Countdown-Tasks-3to4").is_local()
-
-
-def test_an_empty_folder(tmp_path: Path):
-    with pytest.raises(DataError, match="no usable row in any"):
-        load(tmp_path)
 
 
 @pytest.mark.parametrize(
