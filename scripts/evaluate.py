@@ -120,7 +120,8 @@ def evaluate(checkpoint: Checkpoint, puzzles: Sequence[Any], sampling: Sampling,
     from tqdm import tqdm
 
     task, tokenizer = checkpoint.task, load_tokenizer(checkpoint)
-    prompts = [build_prompt(tokenizer, puzzle, task) for puzzle in puzzles]
+    kwargs = checkpoint.recipe("chat_template_kwargs", None)
+    prompts = [build_prompt(tokenizer, puzzle, task, kwargs) for puzzle in puzzles]
     if room := room_for_completion(checkpoint, tokenizer, prompts):
         sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
     with tqdm(total=len(puzzles), desc=checkpoint.name, unit="puzzle", disable=None) as bar:

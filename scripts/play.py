@@ -99,7 +99,7 @@ def play(players: Mapping[str, Loaded], puzzle: Puzzle, args: Namespace) -> dict
             print(coloured(f"--- {name}", "36"))
         print(THINK_OPEN, end="", flush=True)
         start, tokenizer = time.monotonic(), player.tokenizer
-        prompt, shown = build_prompt(tokenizer, puzzle), streamer(tokenizer)
+        prompt, shown = build_prompt(tokenizer, puzzle, TASK, player.chat_template_kwargs), streamer(tokenizer)
         ((one,),) = generate(player.model, tokenizer, [prompt], sampling, player.eos_ids, streamer=shown)
         text = response(one.text, prompt)
         attempts[name] = Attempt(one, text, judge(TASK, text, puzzle))

@@ -44,6 +44,8 @@ from typing import Any
 
 from mini_r1.common import run_cli
 from mini_r1.countdown import TASK, Puzzle  # for another task: a package like mini_r1/countdown, a reward like below
+from mini_r1.generation.prompts import prompt_text
+from mini_r1.recipe import Recipe
 from mini_r1.responses import has_format, judge, response
 from mini_r1.task import Task
 
@@ -57,39 +59,30 @@ logger = logging.getLogger(__name__)
 ASSISTANT_PREFILL = "<think>"
 
 
-def build_prompt(tokenizer: Any, puzzle: Any, task: Task = TASK) -> str:
+def build_prompt(
+    tokenizer: Any, puzzle: Any, task: Task = TASK, chat_template_kwargs: dict[str, Any] | None = None
+) -> str:
     """The text that the model completes: system and user turns and the beginning of the assistant's.
 
-    Prompts are strings, not messages, because TRL would close the assistant's turn and open a new one. The trainer
-    tokenizes strings with special tokens, so a BOS that the chat template wrote is taken off again where the
-    tokenizer adds its own: the model sees exactly one.
+    Prompts are strings, not messages, because TRL would close the assistant's turn and open a new one.
 
     Args:
         tokenizer: a transformers tokenizer; without a chat template (base models, None) the prompt is plain text.
         puzzle: what the prompt asks; its fields fill the task's user prompt.
         task: whose prompt it is.
+        chat_template_kwargs: the recipe's, variables for the chat template.
     """
     fields = {key: list(value) if isinstance(value, tuple) else value for key, value in puzzle._asdict().items()}
     user = task.user_prompt.format(**fields)
-    if not getattr(tokenizer, "chat_template", None):
-        return f"{task.system_prompt}\n\n{user}\n\n{ASSISTANT_PREFILL}"
-    messages = [
-        {"role": "system", "content": task.system_prompt},
-        {"role": "user", "content": user},
-        {"role": "assistant", "content": ASSISTANT_PREFILL},
-    ]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, continue_final_message=True)
-    bos = tokenizer.bos_token
-    if bos and text.startswith(bos) and tokenizer(text)["input_ids"][:2] == [tokenizer.bos_token_id] * 2:
-        text = text.removeprefix(bos)
-    return text
+    return prompt_text(tokenizer, task.system_prompt, user, ASSISTANT_PREFILL, chat_template_kwargs)
 
 
-def prompt_dataset(puzzles: Sequence[Any], tokenizer: Any, max_prompt_tokens: int) -> Any:
+def prompt_dataset(puzzles: Sequence[Any], tokenizer: Any, recipe: Recipe) -> Any:
     """Puzzles as a data set: `prompt` and the puzzle's fields. Over-long prompts are dropped, and counted."""
     from datasets import Dataset
 
-    prompts = [build_prompt(tokenizer, puzzle) for puzzle in puzzles]
+    max_prompt_tokens, kwargs = recipe.script.max_prompt_tokens, recipe.training.chat_template_kwargs
+    prompts = [build_prompt(tokenizer, puzzle, TASK, kwargs) for puzzle in puzzles]
     fits = [len(ids) <= max_prompt_tokens for ids in tokenizer(prompts)["input_ids"]] if prompts else []
     if dropped := fits.count(False):
         logger.warning("%d of %d prompts exceed max_prompt_tokens (%d): dropped", dropped, len(fits), max_prompt_tokens)
@@ -168,17 +161,16 @@ def main(argv: list[str]) -> None:
         return start.say_finished(recipe, resume)
     plan = start.make_plan(recipe, resume)  # who trains and generates where, batch, memory, disk: checked, and said
 
-    # ---- puzzles ---------------------------------------------------------------------------------------------------
+    # ---- tokenizer and puzzles -------------------------------------------------------------------------------------
+    tokenizer = start.load_tokenizer(recipe)  # one that can pad, end and render a prompt
     puzzles = start.load_puzzles(recipe, plan)  # training and held-out ones; None: a dry run (also plan_for) ends here
     if puzzles is None:
         return
     set_seed(recipe.training.seed)
 
     with start.vllm_server(recipe, plan) as server:  # in server mode; it loads while we do, and ends with us
-        tokenizer = start.load_tokenizer(recipe)
-        train = prompt_dataset(puzzles.train, tokenizer, recipe.script.max_prompt_tokens)
-        held_out = puzzles.held_out[: recipe.script.eval_puzzles]
-        held_out = prompt_dataset(held_out, tokenizer, recipe.script.max_prompt_tokens)
+        train = prompt_dataset(puzzles.train, tokenizer, recipe)
+        held_out = prompt_dataset(puzzles.held_out[: recipe.script.eval_puzzles], tokenizer, recipe)
         held_out = start.whole_batches(recipe, plan, train, held_out)
 
         # ---- trainer -----------------------------------------------------------------------------------------------

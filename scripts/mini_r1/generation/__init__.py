@@ -1,5 +1,5 @@
 """Text from a model: a vLLM server that never outlives the run, TRL's client for it, and sampling for evaluations.
 
 `server.vllm_server` starts and ends the run's own server, `client.connect` prepares TRL's generation, and
-`sampling.generate` is the sampling loop for a model in memory.
+`sampling.generate` is the sampling loop for a model in memory. `prompts.prompt_text` is what they continue.
 """

@@ -16,6 +16,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from mini_r1.common import RecipeError, RunError, first_line
+from mini_r1.generation.prompts import settle_tokenizer
 from mini_r1.recipe.placement import installed_vllm
 from mini_r1.run_folder.checkpoints import Checkpoint, local_folder
 
@@ -60,11 +61,18 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A checkpoint in memory; `eos_ids` are the tokens that end its turn."""
+    """A checkpoint in memory.
+
+    Attributes:
+        model, tokenizer: its own.
+        eos_ids: the tokens that end its turn.
+        chat_template_kwargs: of the recipe that trained it.
+    """
 
     model: Any
     tokenizer: Any
     eos_ids: list[int]
+    chat_template_kwargs: dict[str, Any] | None = None
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -109,7 +117,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     """The tokenizer of a checkpoint; an adapter's without one is its base model's.
 
     Raises:
-        RunError: when there is none.
+        RunError: when there is none, or none to sample with.
     """
     from transformers import AutoTokenizer
 
@@ -120,10 +128,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
         elif checkpoint.is_adapter and not _has(checkpoint, "tokenizer_config.json"):
             name, revision = _weights_of(checkpoint)
         tokenizer = AutoTokenizer.from_pretrained(_absolute(name), revision=revision or "main")
-    if not tokenizer("1 + 2")["input_ids"]:  # transformers makes an empty tokenizer where there are no files of one
-        raise RunError(f"cannot load {name}: it has no tokenizer")
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        settle_tokenizer(tokenizer)
     return tokenizer
 
 
@@ -163,7 +168,8 @@ def load(checkpoint: Checkpoint, device: str = "auto") -> Loaded:
     with _explained(f"device {device}"):
         model = model.to(device).eval()
     ids = {tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])}
-    return Loaded(model, tokenizer, sorted(i for i in ids if i is not None))
+    kwargs = checkpoint.recipe("chat_template_kwargs", None)
+    return Loaded(model, tokenizer, sorted(i for i in ids if i is not None), kwargs)
 
 
 def room_for_completion(checkpoint: Checkpoint, tokenizer: Any, prompts: Sequence[str]) -> int:

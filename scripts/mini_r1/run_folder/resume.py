@@ -30,9 +30,10 @@ _LOCK_WAIT = 20.0
 
 # Without these, the optimizer's moments or the order of the puzzles belong to another run; so do the task's own keys.
 _FIXED = (
-    "model_name_or_path model_revision tokenizer_name_or_path dtype use_peft lora_r lora_alpha lora_target_modules "
-    "lora_modules_to_save use_rslora use_dora load_in_4bit load_in_8bit max_prompt_tokens shuffle_dataset seed "
-    "data_seed num_generations num_iterations optim optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon"
+    "model_name_or_path model_revision tokenizer_name_or_path chat_template_kwargs dtype use_peft lora_r lora_alpha "
+    "lora_target_modules lora_modules_to_save use_rslora use_dora load_in_4bit load_in_8bit max_prompt_tokens "
+    "shuffle_dataset seed data_seed num_generations num_iterations optim optim_args weight_decay adam_beta1 adam_beta2 "
+    "adam_epsilon"
 ).split()
 # These may change on the way: the steps from there on are other ones, and a note says so.
 _FREE = (

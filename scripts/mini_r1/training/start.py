@@ -11,15 +11,18 @@ from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from huggingface_hub import try_to_load_from_cache
 from transformers import AutoTokenizer
 
 from mini_r1 import hub
 from mini_r1.common import RecipeError, first_line, is_first_process, is_main_process, say
 from mini_r1.generation import server as vllm
+from mini_r1.generation.prompts import prompt_text, settle_tokenizer
 from mini_r1.recipe import Recipe
 from mini_r1.recipe import plan as planning
 from mini_r1.recipe.checks import check_puzzles, check_writable, evaluation_batch
 from mini_r1.report import card
+from mini_r1.responses import THINK_OPEN
 from mini_r1.run_folder import resume as resuming
 from mini_r1.run_folder.folder import Run, set_up_logging
 from mini_r1.run_folder.resume import Resume
@@ -120,22 +123,33 @@ def vllm_server(recipe: Recipe, plan: RunPlan) -> AbstractContextManager[Any]:
 
 
 def load_tokenizer(recipe: Recipe) -> Any:
-    """The recipe's tokenizer, which pads with its end-of-text token where it has none for padding.
+    """The recipe's tokenizer, able to pad, to end a completion and to render the task's prompt.
+
+    A dry run takes it from a folder or the cache, and returns None where it is not there.
 
     Raises:
-        RecipeError: when it cannot be loaded.
+        RecipeError: when it cannot be loaded, or lacks one of these.
     """
     own = recipe.script.tokenizer_name_or_path
     name = own or recipe.model.model_name_or_path
     revision = "main" if own else recipe.model.model_revision
-    trust = recipe.training.trust_remote_code
+    trust, is_plan = recipe.training.trust_remote_code, recipe.script.dry_run
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust)
+        is_here = Path(name).is_dir() or isinstance(
+            try_to_load_from_cache(name, "tokenizer_config.json", revision=revision), str
+        )
+        if is_plan and not is_here:  # a plan downloads nothing
+            say(f"  tokenizer:  {name}, not looked at")
+            return None
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, revision=revision, trust_remote_code=trust, local_files_only=is_plan
+        )
+        settle_tokenizer(tokenizer)
     except (OSError, ValueError) as error:
         key = "tokenizer_name_or_path" if own else "model_name_or_path"
         raise RecipeError(f"{key}: cannot load the tokenizer of {name!r}: {first_line(error)}") from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    task = recipe.task
+    prompt_text(tokenizer, task.system_prompt, task.user_prompt, THINK_OPEN, recipe.training.chat_template_kwargs)
     return tokenizer
 
 
