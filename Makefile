@@ -15,8 +15,8 @@ ACCELERATE ?= configs/accelerate_configs/cpu.yaml
 # Overrides for the run, for example ARGS="--max_steps 20 --output_dir runs/try".
 ARGS ?=
 LOGDIR ?= runs
-# The run that evaluate, report and play look at: what ARGS or the recipe calls its output_dir.
-RUN ?= $(or $(shell sed -n 's/.*--output_dir[= ]*\([^ ]*\).*/\1/p' <<< '$(ARGS)'),$(shell sed -n 's/^output_dir: *\([^ ]*\).*/\1/p' $(RECEIPE)))
+# The run that evaluate, report and play look at, as words of the shell: what ARGS or the recipe calls its output_dir.
+RUN ?= $(shell PYTHONPATH=scripts $(BIN)/python -m mini_r1.recipe.files --config $(RECEIPE) $(ARGS))
 
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c configs/constraints.txt
 # torch by itself: --no-deps asks the index for one package only, and an index that cannot be reached costs a warning

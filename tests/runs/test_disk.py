@@ -1,4 +1,4 @@
-"""Disks that are full, refuse, or lose their server: training continues, and the last good checkpoint stays as it was."""
+"""Disks that are full, refuse, or lose their server: training continues, and the last good checkpoint stays."""
 
 from __future__ import annotations
 

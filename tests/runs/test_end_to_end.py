@@ -276,8 +276,7 @@ def test_uneven_evaluation_sets_are_cut_to_whole_batches_and_tokens_never_reach_
     settings = {**QUICK, "max_steps": 1, "eval_steps": 1, "eval_puzzles": 21, "per_device_eval_batch_size": 8}
     token = "hf_" + "x" * 34
     code, output = forked(
-        tmp_path,
-        **settings, output_dir=run, completion_samples_dir=tmp_path / "samples", hub_token=token
+        tmp_path, **settings, output_dir=run, completion_samples_dir=tmp_path / "samples", hub_token=token
     )
     assert code == 0, output
     assert "evaluating on 16 of 21 puzzles" in output

@@ -11,14 +11,16 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
 from mini_r1.common import RecipeError, RunError, first_line
 from mini_r1.generation.prompts import settle_tokenizer
+from mini_r1.recipe.files import place
 from mini_r1.recipe.placement import installed_vllm
-from mini_r1.run_folder.checkpoints import Checkpoint, local_folder
+from mini_r1.run_folder.checkpoints import Checkpoint
 
 Progress = Callable[[int], object]  # gets the number of prompts finished since the last call
 
@@ -91,7 +93,7 @@ def _explained(what: str) -> Iterator[None]:
 
 def _absolute(name: str) -> str:
     """A local folder's full path, so that a file that is missing in it is never looked up on the Hub."""
-    folder = local_folder(name)
+    folder = Path(place(name))
     return str(folder.resolve()) if folder.exists() else name
 
 

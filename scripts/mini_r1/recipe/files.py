@@ -1,11 +1,63 @@
-"""Reading YAML files; duplicate keys are refused."""
+"""What a path in a recipe means, and reading YAML files; duplicate keys are refused.
+
+`python -m mini_r1.recipe.files --config RECIPE.yaml --output_dir X ...` prints the output_dir as a word of the shell.
+"""
 
 from __future__ import annotations
 
+import os
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mini_r1.common import RecipeError
+from mini_r1.common import ArgumentParser, RecipeError, run_cli
+from mini_r1.launching import ROOT
+
+# Folders that a run writes: relative to the current folder.
+WRITTEN = ("output_dir", "completion_samples_dir", "vllm_weight_folder")
+# What stands where a path may, and is none.
+_WORDS = ("generate", "hub", "true", "false")
+
+
+def is_read(key: str) -> bool:
+    """Whether a key names something that a run reads: a path on this machine, or an id on the Hub."""
+    return key.endswith("_or_path") or key == "resume_from_checkpoint"
+
+
+def place(name: str) -> str:
+    """The path that is meant by what a recipe, an adapter or a command line names; an id on the Hub stays as it is.
+
+    A relative path counts from the current folder if it is there, else from the repository's root, and comes back
+    relative only where both are the same.
+    """
+    if name.lower() in _WORDS:
+        return name
+    # os.path answers where Path raises: an unknown user behind `~`, a name longer than any file's.
+    here = os.path.expanduser(name)  # noqa: PTH111
+    there = os.path.join(ROOT, here)  # noqa: PTH118  # an absolute one stays
+    if not os.path.exists(here):  # noqa: PTH110
+        return str(Path(there)) if os.path.exists(there) else here  # noqa: PTH110
+    is_both = os.path.exists(there) and os.path.samefile(here, there)  # noqa: PTH110, PTH121
+    return str(Path(here) if is_both else Path(here).absolute())
+
+
+def same_value(key: str, one: Any, other: Any) -> bool:
+    """Whether two values of a key mean the same; of one that `is_read`, the same file, folder or id."""
+    if not (is_read(key) and isinstance(one, str) and isinstance(other, str)):
+        return bool(one == other)
+    paths = place(one), place(other)
+    return paths[0] == paths[1] or (all(map(os.path.exists, paths)) and os.path.samefile(*paths))  # noqa: PTH121
+
+
+def how_to_merge(adapter: str | Path) -> str:
+    """The command that makes a full model of an adapter, which a recipe can name, and the keys that name it."""
+    program = (
+        "from peft import AutoPeftModelForCausalLM as M; "
+        f"M.from_pretrained({str(adapter)!r}).merge_and_unload().save_pretrained({str(Path(adapter, 'merged'))!r})"
+    )
+    keys = f"model_name_or_path: {Path(adapter, 'merged')} and tokenizer_name_or_path: {adapter}"
+    return f"merge it into its base model, python -c {shlex.quote(program)}, and write {keys}"
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -34,3 +86,17 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(recipe, dict) or not all(isinstance(key, str) for key in recipe):
         raise RecipeError(f"{path} must hold `key: value` lines")
     return recipe
+
+
+def main(argv: Sequence[str]) -> None:
+    """Prints where a run with this command line writes, without reading the rest of its recipe."""
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("--config")
+    parser.add_argument("--output_dir", "--output-dir")
+    known, _ = parser.parse_known_args(argv)
+    folder = known.output_dir or (read_yaml(known.config) if known.config else {}).get("output_dir") or ""
+    print(shlex.quote(os.path.expanduser(str(folder))))  # noqa: PTH111
+
+
+if __name__ == "__main__":
+    run_cli(main)

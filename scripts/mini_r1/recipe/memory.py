@@ -15,6 +15,7 @@ from typing import Any
 from mini_r1.common import RecipeError
 from mini_r1.recipe import Recipe
 from mini_r1.recipe.checks import batch_of, uses_bf16
+from mini_r1.recipe.files import how_to_merge
 from mini_r1.recipe.machine import Machine
 from mini_r1.recipe.placement import Placement
 
@@ -92,6 +93,8 @@ def find_shape(name: str, revision: str | None, ask_hub: bool) -> ModelShape | N
     """
     folder = Path(name).expanduser()
     if folder.exists() or name.startswith((".", "/", "~")):
+        if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+            raise RecipeError(f"model_name_or_path: {name} is a LoRA adapter: {how_to_merge(name)}")
         try:
             return read_shape(json.loads((folder / "config.json").read_text()))
         except (OSError, ValueError) as error:

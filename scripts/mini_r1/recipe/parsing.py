@@ -21,7 +21,7 @@ from mini_r1.common import ArgumentParser, RecipeError
 from mini_r1.recipe import Recipe
 from mini_r1.recipe.arguments import GuardArguments, HubArguments, ScriptArguments, VLLMArguments
 from mini_r1.recipe.checks import as_if_there, check_values
-from mini_r1.recipe.files import read_yaml
+from mini_r1.recipe.files import WRITTEN, is_read, place, read_yaml
 from mini_r1.task import Task
 
 # Keys of older TRL and transformers versions, as found in recipes on the web, and what to write instead.
@@ -115,7 +115,7 @@ class _Reading:
         rest: the command line without `--config`.
         path: the recipe's file, None without one.
         values: every key.
-        given: the keys whose values are not the defaults.
+        given: the keys whose values are not the defaults, as they were written.
     """
 
     parser: Any
@@ -158,14 +158,18 @@ def _read(argv: Sequence[str], description: str | None, own: Sequence[type], trl
         except (AttributeError, OSError, ValueError) as error:  # no mapping; an empty name, or a `=` in it
             raise RecipeError(f"{path}: env must hold `NAME: value` lines: {error}") from error
         parser.set_defaults_with_config(**written)
-    values, unknown = parser.parse_known_args(rest)
+    written, unknown = parser.parse_known_args(rest)
     if unknown:
         raise RecipeError(f"command line: unknown {unknown[0]}{_meant(unknown[0], [f'--{key}' for key in defaults])}")
+    given = {key: value for key, value in vars(written).items() if value != defaults[key]}
+    for action in parser._actions:  # from here on, paths are what they mean
+        if is_read(action.dest) or action.dest in WRITTEN:
+            action.type = place if is_read(action.dest) else os.path.expanduser
+    values = parser.parse_known_args(rest)[0]
     for action in parser._actions:  # argparse looks at the choices of command-line values only
         value = getattr(values, action.dest, None)
         if action.choices is not None and value is not None and value not in action.choices:
             raise RecipeError(f"{action.dest} must be one of {', '.join(map(str, action.choices))}, got {value!r}")
-    given = {key: value for key, value in vars(values).items() if value != defaults[key]}
     return _Reading(parser, rest, path, values, given)
 
 

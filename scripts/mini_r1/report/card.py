@@ -14,7 +14,7 @@ from typing import Any
 from mini_r1.common import masked, printable
 from mini_r1.report.charts import draw_curves
 from mini_r1.report.templates import render
-from mini_r1.run_folder.record import RunRecord, read_run
+from mini_r1.run_folder.record import RunRecord, final_point, read_run
 
 CARD, CURVE, RECIPE = "README.md", "curve.png", "recipe.yaml"
 # Keys of a recipe that name secrets or this machine's folders.
@@ -99,7 +99,7 @@ def _metadata(record: RunRecord, name: str, base: str | None, dataset: str | Non
             metric_name="pass@1",
             metric_value=round(point["pass@1"], 4),
         )
-        for point in record.held_out[-1:]
+        for point in ([final_point(record.held_out)] if record.held_out else [])
     ]
     data = ModelCardData(
         base_model=base,

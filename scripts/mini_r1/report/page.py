@@ -21,7 +21,7 @@ from mini_r1 import signs
 from mini_r1.common import printable
 from mini_r1.report.charts import RUN_COLOURS, as_svg, make_charts
 from mini_r1.report.templates import render
-from mini_r1.run_folder.record import LENGTH_METRIC, RunRecord, part_of
+from mini_r1.run_folder.record import LENGTH_METRIC, RunRecord, final_point, part_of
 from mini_r1.run_folder.samples import Sample
 from mini_r1.task import Task
 
@@ -147,7 +147,7 @@ def tiles(run: RunRecord) -> list[tuple[str, str, str]]:
     """The run in a few figures as (label, value, remark): the first and the last value of what was evaluated."""
     found = []
     if run.held_out:
-        first, last = run.held_out[0], run.held_out[-1]
+        first, last = run.held_out[0], final_point(run.held_out)
         remark = f"95 % interval {100 * last['low']:.1f} to {100 * last['high']:.1f}, {last['puzzles']} puzzles"
         found.append(("held-out success", f"{100 * first['pass@1']:.1f} → {100 * last['pass@1']:.1f} %", remark))
     for label, metric in (("tokens", LENGTH_METRIC), ("attempts", "eval_thinking/attempts")):

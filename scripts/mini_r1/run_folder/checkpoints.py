@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from mini_r1.common import RunError
-from mini_r1.run_folder import RUN_DESCRIPTION, TRAINER_STATE
+from mini_r1.recipe.files import is_read, place
+from mini_r1.run_folder import HELD_OUT, RUN_DESCRIPTION, TRAINER_STATE
 from mini_r1.run_folder.manifest import checkpoints_in, fault_in, read_description, read_json
 from mini_r1.task import Task, load_task
 
-ROOT = Path(__file__).resolve().parents[3]
 ADAPTER_CONFIG = "adapter_config.json"
 
 
@@ -52,13 +52,8 @@ class Checkpoint:
         """The task's arguments as its run had them, with changes; null and None stand for a default."""
         given = {key: value for key, value in changes.items() if value is not None}
         values = {one.name: self.recipe(one.name, None) for one in fields(self.task.arguments)} | given
+        values = {key: place(value) if is_read(key) and value else value for key, value in values.items()}
         return self.task.arguments(**{key: value for key, value in values.items() if value is not None})
-
-
-def local_folder(name: str) -> Path:
-    """The path that is meant: recipes and adapters name models relative to the repository, wherever one stands."""
-    path = Path(name).expanduser()
-    return ROOT / name if not path.exists() and (ROOT / name).exists() else path
 
 
 def _is_model(folder: Path) -> bool:
@@ -84,10 +79,13 @@ def _of_run(folder: Path) -> list[Checkpoint]:
     found = [_local(path, path.name) for path in complete if _is_model(path)]
     if _is_model(folder):
         step = (read_json(folder / TRAINER_STATE) or {}).get("global_step")
-        if not (found and found[-1].name == f"checkpoint-{step}"):
-            found.append(_local(folder, "final model"))
+        marked = [point["step"] for point in read_json(folder / HELD_OUT) or () if point.get("final")]
+        name = f"checkpoint-{marked[0] if marked else step}"
+        if not (found and found[-1].name == name):
+            is_best = any(checkpoint.name == name for checkpoint in found)
+            found.append(_local(folder, f"final model (step {marked[0]})" if is_best and marked else "final model"))
     if found and (base := found[0].recipe("model_name_or_path", "")):
-        revision = None if local_folder(base).is_dir() else found[0].recipe("model_revision", None)
+        revision = None if Path(place(base)).is_dir() else found[0].recipe("model_revision", None)
         # Checkpoints bring the tokenizer that they were trained with; the base is to be asked through the same one.
         tokenizer = found[0].recipe("tokenizer_name_or_path", None)
         first = Checkpoint("base", base, revision, False, tokenizer, found[0].run, found[0].run_folder)
@@ -105,7 +103,7 @@ def resolve(specification: str) -> list[Checkpoint]:
     Raises:
         RunError: when there is nothing to load.
     """
-    folder = local_folder(specification)
+    folder = Path(place(specification))
     if not folder.exists():
         return [_on_hub(specification)]
     if (folder / RUN_DESCRIPTION).is_file() and (found := _of_run(folder)):

@@ -19,8 +19,8 @@ from mini_r1.common import DiskError, is_first_process, masked, masked_command, 
 from mini_r1.recipe import Recipe
 from mini_r1.run_folder import HELD_OUT, RUN_DESCRIPTION, SAMPLES, TRAINER_STATE
 from mini_r1.run_folder.manifest import checkpoints_in, read_description, write_whole
-from mini_r1.run_folder.record import held_out_curve
-from mini_r1.run_folder.resume import Resume, cut_back, identity, run_name, set_aside
+from mini_r1.run_folder.record import final_point, held_out_curve
+from mini_r1.run_folder.resume import Resume, cut_back, identity, new_name, run_name, set_aside
 from mini_r1.run_folder.samples import SAMPLE_NAMES, SampleLog
 from mini_r1.task import Split
 
@@ -68,7 +68,7 @@ class Run:
         self.folder = Path(recipe.training.output_dir)
         self._earlier = read_description(self.folder)
         self._continues = resume is not None and resume.same_folder
-        name = [f"{self.folder.resolve().name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"]
+        name = [new_name(self.folder)]
         if self._continues and (earlier_name := run_name(self._earlier)):
             name = [earlier_name]
         broadcast_object_list(name)
@@ -98,7 +98,8 @@ class Run:
             else:
                 self._set_earlier_run_aside()
                 set_aside(checkpoints_in(self.folder).values(), self.folder)
-            (self.folder / TRAINER_STATE).unlink(missing_ok=True)  # it says that the run is finished
+            for name in (TRAINER_STATE, HELD_OUT):  # they say that the run is finished, and with which step's weights
+                (self.folder / name).unlink(missing_ok=True)
             record = json.dumps(masked(self._describe()), indent=2, default=str)
             write_whole(self.folder / RUN_DESCRIPTION, record + "\n")
         except OSError as error:
@@ -190,19 +191,30 @@ class Run:
         if trainer.accelerator.is_main_process:
             trainer.processing_class.save_pretrained(self.folder)
 
-    def _final_curve(self, trainer: Any) -> list[dict[str, float]]:
+    def _final_curve(self, trainer: Any) -> list[dict[str, Any]]:
+        """The evaluations, with a mark on that of the weights that were saved."""
         if trainer.eval_dataset is None:
             return []
-        puzzles = len(trainer.eval_dataset)
+        puzzles, step = len(trainer.eval_dataset), self._final_step(trainer)
         curve = held_out_curve(trainer.state.log_history, puzzles)
-        if not curve or curve[-1]["step"] != trainer.state.global_step:
+        if step not in [point["step"] for point in curve]:
             trainer.evaluate()
             curve = held_out_curve(trainer.state.log_history, puzzles)
-        return curve
+        return [{**point, "final": True} if point["step"] == step else point for point in curve]
 
-    def _closing_lines(self, trainer: Any, curve: list[dict[str, float]]) -> list[str]:
-        lines = ["", f"Run {self.name} is done: {trainer.state.global_step} steps."]
-        for label, point in zip(("before", "after"), (curve[0], curve[-1]) if curve else (), strict=False):
+    @staticmethod
+    def _final_step(trainer: Any) -> int:
+        """The step of the weights that the trainer holds: the last, or with `load_best_model_at_end` the best one."""
+        best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+        if best is None or not Path(best).is_dir():  # a save that failed was undone
+            return trainer.state.global_step
+        return int(best.rpartition("-")[2])
+
+    def _closing_lines(self, trainer: Any, curve: list[dict[str, Any]]) -> list[str]:
+        lines, step = ["", f"Run {self.name} is done: {trainer.state.global_step} steps."], self._final_step(trainer)
+        if step != trainer.state.global_step:
+            lines.append(f"  The model is that of step {step}, the best by {trainer.args.metric_for_best_model}.")
+        for label, point in zip(("before", "after"), (curve[0], final_point(curve)) if curve else (), strict=False):
             lines.append(
                 f"  held-out success {label + ',':<7} step {point['step']:>4}: {100 * point['pass@1']:5.1f} % "
                 f"(95 % interval {100 * point['low']:.1f} to {100 * point['high']:.1f}, {point['puzzles']} puzzles, "

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,11 @@ class RunRecord:
     def step(self) -> int:
         """The last step that left a trace, 0 when there is none."""
         return int(max((entry["step"] for entry in self.history), default=0))
+
+    @property
+    def final_step(self) -> int:
+        """The step of the final model: the one that a finished run marked, else the last."""
+        return next((int(point["step"]) for point in self.held_out if point.get("final")), self.step)
 
     def points(self, metric: str) -> list[tuple[float, float]]:
         """(step, value) wherever a scalar was logged, in the order of the steps."""
@@ -168,6 +173,11 @@ def held_out_curve(log_history: Iterable[dict[str, Any]], puzzles: int) -> list[
                 "mean_tokens": entry.get(LENGTH_METRIC),
             }
     return list(curve.values())
+
+
+def final_point(curve: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of one evaluation or more, that of the final model: the marked one, else the last."""
+    return next((point for point in curve if point.get("final")), curve[-1])
 
 
 def _held_out(folder: Path, description: dict[str, Any], history: list[dict[str, float]]) -> list[dict[str, Any]]:

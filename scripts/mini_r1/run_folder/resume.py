@@ -17,6 +17,7 @@ from typing import Any
 from mini_r1.common import RunError, printable, world_size
 from mini_r1.recipe import Recipe
 from mini_r1.recipe.checks import batch_of, uses_bf16
+from mini_r1.recipe.files import how_to_merge, same_value
 from mini_r1.run_folder import MANIFEST, SET_ASIDE, TRAINER_STATE
 from mini_r1.run_folder.manifest import checkpoints_in, fault_in, read_description, read_json, read_manifest
 from mini_r1.run_folder.samples import SAMPLE_FILES
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 # Checkpoints that are asked for on the Hub: `hub`, or `hub:step-50`.
 HUB = "hub"
+# The longest name of a run in bytes; the names of its folders begin with it, or end with it after `tensorboard-`.
+MAX_NAME = 200
 # How long a second start waits for the processes of the first to be gone, in seconds.
 _LOCK_WAIT = 20.0
 
@@ -133,6 +136,8 @@ def _is_finished(folder: Path, step: int, recipe: Recipe) -> bool:
     state = read_json(folder / TRAINER_STATE)
     if not isinstance(state, dict):
         return False
+    done = state.get("global_step")  # more than `step` where only the best checkpoint was kept
+    step = max(step, done) if isinstance(done, int) else step
     steps, epochs = recipe.training.max_steps, state.get("num_train_epochs")
     if steps <= 0 and epochs is not None and recipe.training.num_train_epochs > epochs:
         return False
@@ -148,7 +153,16 @@ def _part(description: Mapping[str, Any], key: str) -> dict[str, Any]:
 def run_name(description: Mapping[str, Any]) -> str | None:
     """The name in a `run.json`, which becomes a folder's; None when there is none that can be one."""
     name = description.get("name")
-    return name if isinstance(name, str) and re.fullmatch(r"\w[\w.-]{0,200}", name) else None
+    if not isinstance(name, str) or not name.isprintable() or name in ("", ".", "..") or "/" in name:
+        return None
+    return name if len(name.encode()) <= MAX_NAME else None
+
+
+def new_name(folder: Path) -> str:
+    """A name for a new run in this folder: what the folder is called, as far as `run_name` takes it, and the time."""
+    shown = "".join(c if c.isprintable() else "_" for c in folder.resolve().name)
+    end = f"-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    return shown.encode()[: MAX_NAME - len(end)].decode(errors="ignore") + end
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -183,7 +197,7 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    changed = [key for key in now if key in before and before[key] != now[key]]
+    changed = [key for key in now if key in before and not same_value(key, before[key], now[key])]
     return [f"{key}: {printable(str(before[key]))} -> {printable(str(now[key]))}" for key in changed]
 
 
@@ -191,9 +205,11 @@ def _checked(resume: Resume, recipe: Recipe, environment: Mapping[str, str]) -> 
     """The same with notes on what changed; raises RunError when the recipe asks for another run."""
     files = resume.manifest.get("files", {})
     if files and not any(re.match(r"optimizer|global_step", name) for name in files):
+        is_adapter = "adapter_config.json" in files
+        use = how_to_merge(resume.path) if is_adapter else f"give it as model_name_or_path: {resume.path}"
         raise RunError(
             f"{resume.path} was saved with save_only_model: true, without the optimizer, so no run can resume from it: "
-            f"--resume_from_checkpoint false starts over; or give it as model_name_or_path with another --output_dir"
+            f"--resume_from_checkpoint false starts over; or choose another --output_dir and {use}"
         )
     if recipe.training.sync_ref_model:
         resume.notes.append("sync_ref_model: the reference model starts over, no checkpoint holds it")

@@ -26,6 +26,7 @@ from mini_r1.responses import THINK_OPEN
 from mini_r1.run_folder import resume as resuming
 from mini_r1.run_folder.folder import Run, set_up_logging
 from mini_r1.run_folder.resume import Resume
+from mini_r1.training.adapters import settle_targets
 from mini_r1.training.trainer import RunTrainer
 
 logger = logging.getLogger(__name__)
@@ -86,6 +87,7 @@ def make_plan(recipe: Recipe, resume: Resume | None) -> RunPlan:
         for note in resume.notes:
             logger.warning(note)
     made = planning.make_plan(recipe)
+    settle_targets(recipe)
     asks = recipe.hub.hub_checks and made.machine.is_here and made.machine.is_rank_zero
     line, target = hub.describe(recipe, resume, asks)
     say(*made.lines, line)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import draft
+from conftest import ROOT, draft
 from mini_r1.common import RunError
 from mini_r1.recipe import Recipe
 from mini_r1.run_folder import resume as resumption
@@ -218,10 +218,36 @@ def test_a_hostile_manifest_reaches_nothing_outside(name: str, tmp_path: Path):
     assert thesis.read_text() == "years of work"
 
 
-@pytest.mark.parametrize("name", ["../..", "/home/me/x", "a/b", "", ".hidden", 7, None, "x" * 999, "a\nb"])
+@pytest.mark.parametrize("name", ["../..", "..", ".", "/home/me/x", "a/b", "", 7, None, "x" * 999, "é" * 128, "a\nb"])
 def test_a_name_that_is_no_folders_is_none(name: object):
     assert resumption.run_name({"name": name}) is None
-    assert resumption.run_name({"name": "run-20260101-120000-77"}) == "run-20260101-120000-77"
+
+
+@pytest.mark.parametrize(
+    "folder", ["run", "lr=2e-4", "try 1", "run(1)", "q+r", "a'b\"c", "[x]*?", ".hidden", "ß" * 127, "a\nb", "\udcff"]
+)
+def test_whatever_a_folder_is_called_its_run_keeps_its_name(folder: str, tmp_path: Path):
+    name = resumption.new_name(tmp_path / folder)
+    assert resumption.run_name(json.loads(json.dumps({"name": name}))) == name
+    (tmp_path / name).mkdir()
+
+
+@pytest.mark.parametrize("model", ["configs/tiny-countdown/", f"{ROOT}/scripts/../configs/tiny-countdown"])
+def test_the_same_model_by_another_path_is_no_other_model(model: str, tmp_path: Path):
+    checkpoint(tmp_path, 10)
+    describe(tmp_path, model_name_or_path="configs/tiny-countdown")
+    assert find(settings(tmp_path, model_name_or_path=model), {}) is not None
+    with pytest.raises(RunError, match="model_name_or_path: configs/tiny-countdown -> configs"):
+        find(settings(tmp_path, model_name_or_path="configs"), {})
+
+
+def test_a_finished_run_that_kept_its_best_checkpoint_alone_is_finished(tmp_path: Path):
+    checkpoint(tmp_path, 50)
+    (tmp_path / "trainer_state.json").write_text('{"max_steps": 100, "global_step": 100}')
+    for steps, is_finished in ((100, True), (200, False)):
+        resume = find(settings(tmp_path, max_steps=steps))
+        assert resume is not None
+        assert resume.is_finished is is_finished
 
 
 @pytest.mark.parametrize("description", [{"identity": 3, "split": []}, {"identity": {"fixed": 1, "free": "x"}}, []])
@@ -237,7 +263,11 @@ def test_weights_without_an_optimizer_are_nothing_to_go_on_from(tmp_path: Path):
     folder = checkpoint(tmp_path, 10)
     (folder / "optimizer.pt").unlink()
     write_manifest(folder, {"step": 10})
-    with pytest.raises(RunError, match=r"save_only_model.*model_name_or_path"):
+    with pytest.raises(RunError, match=r"save_only_model.* give it as model_name_or_path: .*/checkpoint-10$"):
+        find(settings(tmp_path))
+    (folder / "adapter_config.json").touch()
+    write_manifest(folder, {"step": 10})
+    with pytest.raises(RunError, match=r"save_only_model.* merge it into its base model, python -c .*/merged and "):
         find(settings(tmp_path))
 
 
