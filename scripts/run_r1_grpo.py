@@ -145,10 +145,13 @@ def equation_reward_func(
 
 def main(argv: list[str]) -> None:
     """Recipe -> puzzles -> prompts -> trainer -> run folder."""
+    from mini_r1.recipe.checks import check_rewards
     from mini_r1.recipe.parsing import read_recipe
 
     # ---- recipe and plan -------------------------------------------------------------------------------------------
     recipe = read_recipe(argv, TASK, __doc__)
+    rewards = [format_reward_func, equation_reward_func]
+    check_rewards(recipe, rewards)
 
     from transformers import set_seed
     from trl import get_peft_config, get_quantization_config
@@ -169,28 +172,29 @@ def main(argv: list[str]) -> None:
     set_seed(recipe.training.seed)
 
     with start.vllm_server(recipe, plan) as server:  # in server mode; it loads while we do, and ends with us
-        train = prompt_dataset(puzzles.train, tokenizer, recipe)
-        held_out = prompt_dataset(puzzles.held_out[: recipe.script.eval_puzzles], tokenizer, recipe)
-        held_out = start.whole_batches(recipe, plan, train, held_out)
+        with start.setting_up(recipe):  # a library's error is one line here, its traceback a file
+            train = prompt_dataset(puzzles.train, tokenizer, recipe)
+            held_out = prompt_dataset(puzzles.held_out[: recipe.script.eval_puzzles], tokenizer, recipe)
+            held_out = start.whole_batches(recipe, plan, train, held_out)
 
-        # ---- trainer -----------------------------------------------------------------------------------------------
-        run = start.Run(recipe, resume, puzzles, argv)
-        uploads = start.uploads(recipe, plan, run)
-        trainer = start.make_trainer(
-            recipe,
-            plan,
-            run,
-            server,
-            uploads,
-            model=recipe.model.model_name_or_path,
-            reward_funcs=[format_reward_func, equation_reward_func],
-            train_dataset=train,
-            eval_dataset=held_out,
-            processing_class=tokenizer,
-            peft_config=get_peft_config(recipe.model),
-            quantization_config=get_quantization_config(recipe.model),
-            on_scored=ScoredCompletions(TASK, run.samples),  # logs verdicts and signs of search, keeps samples
-        )
+            # ---- trainer -------------------------------------------------------------------------------------------
+            run = start.Run(recipe, resume, puzzles, argv)
+            uploads = start.uploads(recipe, plan, run)
+            trainer = start.make_trainer(
+                recipe,
+                plan,
+                run,
+                server,
+                uploads,
+                model=recipe.model.model_name_or_path,
+                reward_funcs=rewards,
+                train_dataset=train,
+                eval_dataset=held_out,
+                processing_class=tokenizer,
+                peft_config=get_peft_config(recipe.model),
+                quantization_config=get_quantization_config(recipe.model),
+                on_scored=ScoredCompletions(TASK, run.samples),  # logs verdicts and signs of search, keeps samples
+            )
 
         # ---- train, save -------------------------------------------------------------------------------------------
         run.open()

@@ -54,6 +54,19 @@ class GuardError(UserError):
         self.is_sound = is_sound
 
 
+# What libraries raise for a value, a file or a package that they cannot use.
+LIBRARY_ERRORS = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ImportError,
+    OSError,
+    RuntimeError,  # NotImplementedError, and torch's own
+    AssertionError,
+)
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Programs
 # --------------------------------------------------------------------------------------------------------------------
@@ -119,6 +132,12 @@ def first_line(error: BaseException) -> str:
     """An error of a library in one line of at most 300 characters: its first line, or its type where it has none."""
     lines = str(error).strip().splitlines()
     return printable(lines[0] if lines else type(error).__name__)[:300]
+
+
+def one_line(error: BaseException) -> str:
+    """All of a library's message in one line of at most 600 characters; its type where it says nothing."""
+    text = printable(" ".join(str(error).split()))[:600]
+    return f"{type(error).__name__}: {text}" if isinstance(error, LookupError) else text or type(error).__name__
 
 
 _SECRET = re.compile(r"hf_[\w-]{6,}|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")

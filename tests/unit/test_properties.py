@@ -362,9 +362,11 @@ YAML_WORDS = [
     *"1:30 2001-99-99 text [3,4] [ ] { } {a:1} ' ~ : ? # --- ... | >- @ ` % &a *a <<: \0 \ufeff".split(" "),
     *(": ", "\n", "\n- ", "\n  ", " ", "\t", '"', '"\\ud800"', "\x85", "\u2028", "1" * 99),
 ]
+# PyYAML writes a text such as 1e7 without quotes; here it is read as a number.
+text = st.text().filter(lambda value: not re.fullmatch(r"[-+.0-9]+[eE][-+]?[0-9]+", value))
 plain = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.dates(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | text | st.dates(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(text, inner, max_size=4),
     max_leaves=9,
 )
 scalars = st.sampled_from([True, None, 1, 0.5, math.inf, math.nan, "1", "no", [1], [True], [0.5], ["a"], {}, {"a": 1}])
@@ -378,7 +380,7 @@ def read(content: bytes) -> dict[str, Any]:
 
 
 @examples(0.5)
-@given(st.dictionaries(st.text(), plain, max_size=4))
+@given(st.dictionaries(text, plain, max_size=4))
 def test_a_recipe_is_read_as_it_was_written(values: dict[str, Any]):
     assert read(yaml.safe_dump(values).encode()) == values
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +51,8 @@ def check_values(recipe: Recipe) -> None:
         require(name in HUB_EXTRAS, "hub_extras", f"a list of {', '.join(HUB_EXTRAS)}", name)
     if keys.plan_for is None and (keys.plan_with or keys.plan_processes is not None):
         raise RecipeError("plan_with and plan_processes are about the machine of plan_for: add --plan_for 4x80")
+    if keys.remove_unused_columns:
+        raise RecipeError("remove_unused_columns must be false: the rewards read the puzzles' columns")
     if hasattr(recipe.task.arguments, "check"):  # the task's own rules
         recipe.task.arguments.check(recipe.puzzles)
     processes = training_processes(recipe)
@@ -82,6 +84,13 @@ def check_generation(recipe: Recipe, processes: int) -> None:
         raise RecipeError(f"vllm_device: {device} starts a server, vllm_server_base_url names one that runs: keep one")
     elif processes > 1 and timeout >= patience:
         raise RecipeError(f"ddp_timeout ({patience}) must exceed vllm_server_timeout ({timeout:g}): raise ddp_timeout")
+
+
+def check_rewards(recipe: Recipe, rewards: Sequence[object]) -> None:
+    """Refuses weights that are not one for each reward function. Raises RecipeError."""
+    weights = recipe.training.reward_weights
+    fits = weights is None or len(weights) == len(rewards)
+    require(fits, "reward_weights", f"{len(rewards)} numbers, one for each reward function", weights)
 
 
 # --------------------------------------------------------------------------------------------------------------------

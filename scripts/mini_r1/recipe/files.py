@@ -1,4 +1,4 @@
-"""What a path in a recipe means, and reading YAML files; duplicate keys are refused.
+"""What a path in a recipe means, and reading YAML files; duplicate keys are refused, and 1e-7 is a number.
 
 `python -m mini_r1.recipe.files --config RECIPE.yaml --output_dir X ...` prints the output_dir as a word of the shell.
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,6 +80,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
 
     UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    # YAML 1.1 takes a number with an exponent but without point or sign for text.
+    exponent = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$")
+    UniqueKeyLoader.add_implicit_resolver("tag:yaml.org,2002:float", exponent, list("-+.0123456789"))
     try:
         recipe = yaml.load(Path(path).read_text(encoding="utf-8"), UniqueKeyLoader)
     except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or a date such as 2025-13-01

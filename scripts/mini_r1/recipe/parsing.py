@@ -1,14 +1,13 @@
 """Reading a recipe: YAML file plus command-line overrides, checked before anything heavy happens.
 
-The parsing is TRL's `TrlParser`. What is added here is what it does not report: values of the wrong type, keys of old
-TRL versions with their successors, and one clear line instead of a page of usage or a traceback.
+The parsing is TRL's `TrlParser`. What is added here is what it does not report: values of the wrong type, keys of other
+projects and versions with their successors, and one clear line instead of a page of usage or a traceback.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import inspect
 import math
 import os
@@ -17,28 +16,15 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mini_r1.common import ArgumentParser, RecipeError
+from mini_r1.common import LIBRARY_ERRORS, ArgumentParser, RecipeError, one_line
 from mini_r1.recipe import Recipe
 from mini_r1.recipe.arguments import GuardArguments, HubArguments, ScriptArguments, VLLMArguments
 from mini_r1.recipe.checks import as_if_there, check_values
 from mini_r1.recipe.files import WRITTEN, is_read, place, read_yaml
+from mini_r1.recipe.foreign import instead
+from mini_r1.recipe.libraries import check_libraries
 from mini_r1.task import Task
 
-# Keys of older TRL and transformers versions, as found in recipes on the web, and what to write instead.
-REMOVED_KEYS = {
-    "torch_dtype": "write `dtype`",
-    "warmup_ratio": "write `warmup_steps`, where a value below 1 is the ratio",
-    "max_prompt_length": "`max_prompt_tokens` drops longer puzzles; if the recipe is for TRL 0.14 or 0.15, multiply "
-    "per_device_train_batch_size by num_generations, because batch sizes count completions now",
-    "overwrite_output_dir": "choose another `output_dir`, or remove the old one",
-    "vllm_max_model_len": "write `vllm_max_model_length`",
-    "dataset_splits": "write `dataset_split`",
-    "logging_dir": "set the environment variable TENSORBOARD_LOGGING_DIR",
-    "evaluation_strategy": "write `eval_strategy`",
-    "no_cuda": "write `use_cpu`",
-    "save_safetensors": "remove it, safetensors is the only format",
-    "use_flash_attention_2": "write `attn_implementation: flash_attention_2`",
-}
 # Fields whose annotation says text although they take truth values as well.
 TRUTH_VALUE_TOO = ("scale_rewards", "resume_from_checkpoint", "fsdp")
 
@@ -49,7 +35,7 @@ TRUTH_VALUE_TOO = ("scale_rewards", "resume_from_checkpoint", "fsdp")
 
 
 def _is_number(value: Any) -> bool:
-    try:  # YAML 1.1 reads 5e-7 as a string; argparse turns it into a float later
+    try:
         return not isinstance(value, bool) and math.isfinite(float(value))
     except (TypeError, ValueError, OverflowError):
         return False
@@ -88,17 +74,10 @@ def check_keys_and_types(recipe: dict[str, Any], hints: dict[str, Any], source: 
                 bare_no = value is False and key.endswith(("_strategy", "report_to"))
                 hint = ' (YAML reads a bare no as a truth value: write "no" in quotes)' if bare_no else ""
                 faults.append(f"{key} must be {inspect.formatannotation(hints[key])}, got {value!r}{hint}")
-        elif key in REMOVED_KEYS:
-            faults.append(f"{key} no longer exists: {REMOVED_KEYS[key]}")
         elif key != "env":
-            faults.append(f"unknown key {key}{_meant(key, hints) or '; remove it'}")
+            faults.append(instead(key, hints))
     if faults:
         raise RecipeError(f"{source}: " + " -- ".join(faults))
-
-
-def _meant(word: str, known: typing.Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -128,8 +107,8 @@ class _Reading:
         """The dataclasses' instances, after their own checks. Raises RecipeError."""
         try:
             return list(self.parser.parse_args_into_dataclasses(args=self.rest, look_for_args_file=False))
-        except (ValueError, TypeError, ImportError, OSError) as error:
-            raise RecipeError(str(error)) from error
+        except LIBRARY_ERRORS as error:
+            raise RecipeError(one_line(error)) from error
 
 
 def _read(argv: Sequence[str], description: str | None, own: Sequence[type], trl: Sequence[str]) -> _Reading:
@@ -160,7 +139,7 @@ def _read(argv: Sequence[str], description: str | None, own: Sequence[type], trl
         parser.set_defaults_with_config(**written)
     written, unknown = parser.parse_known_args(rest)
     if unknown:
-        raise RecipeError(f"command line: unknown {unknown[0]}{_meant(unknown[0], [f'--{key}' for key in defaults])}")
+        raise RecipeError(f"command line: {instead(unknown[0].lstrip('-').partition('=')[0], defaults)}")
     given = {key: value for key, value in vars(written).items() if value != defaults[key]}
     for action in parser._actions:  # from here on, paths are what they mean
         if is_read(action.dest) or action.dest in WRITTEN:
@@ -227,7 +206,9 @@ def read_recipe(argv: Sequence[str], task: Task, description: str | None = None)
     resolved = {key: value for instance in instances for key, value in vars(instance).items()}
     # One process trains on one GPU; transformers would spread it over all that it sees, the server's included.
     training._n_gpu = min(training.n_gpu, 1)
-    return Recipe(task, model, script, puzzles, vllm, hub, guards, training, reading.path, reading.given, resolved)
+    recipe = Recipe(task, model, script, puzzles, vllm, hub, guards, training, reading.path, reading.given, resolved)
+    check_libraries(recipe)
+    return recipe
 
 
 def read_draft(argv: Sequence[str], task: Task, description: str | None = None) -> Recipe:

@@ -55,8 +55,6 @@ def make_plan(recipe: Recipe) -> Plan:
     """
     machine = this_machine(gpu_memory()) if recipe.script.plan_for is None else planned_machine(recipe)
     placement = place(recipe, machine)
-    if recipe.model.attn_implementation == "flash_attention_2" and placement.on_cpu:
-        raise RecipeError("attn_implementation: flash_attention_2 needs a GPU: write sdpa")
     if machine.is_here:
         checks.check_writable(recipe.training.output_dir)
     batch = checks.batch_of(recipe, machine.processes)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractContextManager
+import os
+import tempfile
+import traceback
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,10 +16,22 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from huggingface_hub import try_to_load_from_cache
+from jinja2 import TemplateError
+from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
 from mini_r1 import hub
-from mini_r1.common import RecipeError, first_line, is_first_process, is_main_process, say
+from mini_r1.common import (
+    LIBRARY_ERRORS,
+    RecipeError,
+    RunError,
+    first_line,
+    is_first_process,
+    is_main_process,
+    masked,
+    one_line,
+    say,
+)
 from mini_r1.generation import server as vllm
 from mini_r1.generation.prompts import prompt_text, settle_tokenizer
 from mini_r1.recipe import Recipe
@@ -119,6 +135,27 @@ def load_puzzles(recipe: Recipe, plan: RunPlan) -> Any:
 # --------------------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def setting_up(recipe: Recipe) -> Iterator[None]:
+    """Within it, what a library raises becomes one line; its traceback goes to a file that the line names.
+
+    Raises:
+        RunError: in place of the library's error.
+    """
+    try:
+        yield
+    except (*LIBRARY_ERRORS, SafetensorError, TemplateError) as error:
+        text = masked("".join(traceback.format_exception(error)))
+        name = f"setup-error-{os.environ.get('RANK', '0')}.txt"
+        path = Path(recipe.training.output_dir, name)
+        try:
+            path.write_text(text, errors="replace")
+        except OSError:  # the disk may be what is wrong
+            path = Path(tempfile.mkdtemp(), name)
+            path.write_text(text, errors="replace")
+        raise RunError(f"cannot set up the run: {one_line(error)} (traceback: {path})") from error
+
+
 def vllm_server(recipe: Recipe, plan: RunPlan) -> AbstractContextManager[Any]:
     """The vLLM server that the plan asks for, ended with the context; None elsewhere than on rank 0."""
     return vllm.vllm_server(recipe, plan.placement, plan.machine.is_rank_zero)
@@ -213,7 +250,6 @@ def make_trainer(
         kwargs: as for `RunTrainer`.
 
     Raises:
-        RecipeError: when a package, weights or a value that the recipe asks for are not there.
         ServerError: when the vLLM server cannot be used.
     """
     training, resume = recipe.training, plan.resume

@@ -18,7 +18,7 @@ from accelerate.utils import DistributedType
 from transformers import ProgressCallback
 from transformers.integrations import TensorBoardCallback
 
-from mini_r1.common import GuardError, RecipeError
+from mini_r1.common import GuardError
 from mini_r1.recipe import Recipe
 from mini_r1.training.callbacks import GuardCallback, OneLineProgress, PurgingTensorBoard
 from mini_r1.training.exact_resume import ExactResumeTrainer
@@ -89,18 +89,12 @@ class RunTrainer(ExactResumeTrainer):
             `pad_to_multiple_of` asks for padding).
         on_scored: gets every scored batch; see `callbacks.ScoredCompletions`. Must not raise.
         kwargs: as for `GRPOTrainer`, `SavingTrainer` and `ExactResumeTrainer`.
-
-    Raises:
-        RecipeError: when a package, weights or a value that the recipe asks for are not there.
     """
 
     def __init__(self, *, recipe: Recipe, on_scored: Callable[..., None], **kwargs: Any):
         if recipe.training.use_cpu and AcceleratorState.__init__.__name__ != "with_fsdp":
             shard_on_cpu()
-        try:
-            super().__init__(**kwargs)
-        except (ImportError, OSError, ValueError) as error:
-            raise RecipeError(f"cannot set up the trainer as the recipe asks: {error}") from error
+        super().__init__(**kwargs)
         self._on_scored = on_scored
         self._trim = recipe.script.trim_micro_batches and self.pad_to_multiple_of is None
         self._stops_on_non_finite = recipe.guards.guard_non_finite

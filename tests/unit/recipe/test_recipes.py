@@ -197,7 +197,7 @@ BAD_RECIPES = [
     ("num_generations: 1", "num_generations must be 2 or more", "a group of one"),
     ("num_generations: null", "num_generations must be 2 or more", "null where TRL's type allows it"),
     ("max_completion_length: null", "max_completion_length must be positive", "unbounded completions"),
-    ("reward_weights: [1e0, 1]", "reward_weights must be", "number as text in a list"),
+    ('reward_weights: ["1", 1]', "reward_weights must be", "number as text in a list"),
     ("dtype: bfloat", "dtype must be one of", "word that is no choice of TRL's"),
     ("vllm_engine_args: fast", "vllm_engine_args must be a JSON object", "text for engine arguments"),
     ("vllm_engine_args: [1]", "vllm_engine_args must be", "list for engine arguments"),
@@ -253,7 +253,7 @@ def test_a_file_that_is_no_recipe(text: str, message: str, tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        pytest.param(["--max_step", "3"], "unknown --max_step; did you mean --max_steps?", id="unknown flag"),
+        pytest.param(["--max_step", "3"], "unknown key max_step; did you mean max_steps?", id="unknown flag"),
         pytest.param(["--max_steps", "few"], "max_steps", id="wrong type"),
         pytest.param(["--config"], "argument --config: expected one argument", id="no recipe after --config"),
         pytest.param(["--config", "nowhere.yaml"], "cannot read nowhere.yaml", id="no such recipe"),
@@ -271,8 +271,9 @@ def test_values_that_trl_takes_are_let_through(tmp_path: Path, monkeypatch: pyte
     path = tmp_path / "recipe.yaml"
     path.write_text(
         "model_name_or_path: some/model\noutput_dir: x\nscale_rewards: false\nlora_target_modules: all-linear\n"
-        "resume_from_checkpoint: true\nlr_scheduler_kwargs: {num_cycles: 2}\nreport_to: [tensorboard]\n"
-        'reward_weights: [1, 0.5]\nsave_strategy: "no"\nwarmup_steps: 0.03\nlearning_rate: 5e-7\n'
+        "resume_from_checkpoint: true\nlr_scheduler_type: cosine_with_restarts\nlr_scheduler_kwargs: {num_cycles: 2}\n"
+        "report_to: [tensorboard]\n"
+        'reward_weights: [1, 5e-1]\nsave_strategy: "no"\nwarmup_steps: 0.03\nlearning_rate: 5e-7\n'
         "vllm_importance_sampling_clip_max: null\nenv: {SOME_VARIABLE: 3}\n"
     )
     training = read(path).training
