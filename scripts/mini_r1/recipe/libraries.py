@@ -31,6 +31,7 @@ def check_libraries(recipe: Recipe) -> None:
     is_here = recipe.script.plan_for is None
     _check_words(recipe.training)
     _check_pairs(recipe.resolved)
+    _check_sampling(recipe.training)
     _check_attention(recipe.model.attn_implementation, is_here, is_here and recipe.training.device.type == "cpu")
     _check_trackers(recipe.training.report_to, is_here)
     if is_here:
@@ -59,6 +60,20 @@ def _check_pairs(resolved: dict[str, Any]) -> None:
     for key, value in resolved.items():
         if key.endswith(("_kwargs", "_config")) and isinstance(value, str) and not Path(value).is_file():
             raise RecipeError(f"{key} must be `name: value` pairs, or JSON on the command line, got {value!r}")
+
+
+def _check_sampling(training: Any) -> None:
+    """Makes what shapes the distribution; 0 and None turn top_k off, None min_p."""
+    from transformers import MinPLogitsWarper, RepetitionPenaltyLogitsProcessor, TopKLogitsWarper, TopPLogitsWarper
+
+    warpers = {"top_k": TopKLogitsWarper, "top_p": TopPLogitsWarper, "min_p": MinPLogitsWarper}
+    for key, warper in (*warpers.items(), ("repetition_penalty", RepetitionPenaltyLogitsProcessor)):
+        value = getattr(training, key)
+        try:
+            if value is not None and (key, value) != ("top_k", 0):
+                warper(value)
+        except LIBRARY_ERRORS as error:
+            raise RecipeError(f"{key}: {one_line(error)}") from error
 
 
 def _check_attention(name: str | None, is_here: bool, on_cpu: bool) -> None:
