@@ -199,7 +199,8 @@ def main(argv: list[str]) -> None:
         # ---- train, save -------------------------------------------------------------------------------------------
         run.open()
         with uploads:  # to the Hub, beside the training, where the recipe says push_to_hub
-            result = trainer.train()  # if the server is lost or a guard trips, it saves the last step, then raises
+            with start.setting_up(recipe, trainer):  # until its first step is made
+                result = trainer.train()  # if the server is lost or a guard trips, it saves the last step, then raises
             run.close(trainer, result.metrics)  # final model, held-out curve, card, what to read next
 
 

@@ -64,8 +64,17 @@ def _check_pairs(resolved: dict[str, Any]) -> None:
 
 def _check_sampling(training: Any) -> None:
     """Makes what shapes the distribution; 0 and None turn top_k off, None min_p."""
-    from transformers import MinPLogitsWarper, RepetitionPenaltyLogitsProcessor, TopKLogitsWarper, TopPLogitsWarper
+    from transformers import (
+        GenerationConfig,
+        MinPLogitsWarper,
+        RepetitionPenaltyLogitsProcessor,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
 
+    unknown = (training.generation_kwargs or {}).keys() - vars(GenerationConfig()).keys()
+    if unknown and not training.use_vllm:  # transformers ignores them
+        raise RecipeError(f"generation_kwargs: transformers' GenerationConfig has no {', '.join(sorted(unknown))}")
     warpers = {"top_k": TopKLogitsWarper, "top_p": TopPLogitsWarper, "min_p": MinPLogitsWarper}
     for key, warper in (*warpers.items(), ("repetition_penalty", RepetitionPenaltyLogitsProcessor)):
         value = getattr(training, key)

@@ -109,11 +109,15 @@ class ExactResumeTrainer(SavingTrainer):
     Args:
         resume: where `train` resumes, None at step 0.
         sample_sizes: the sizes of the sample files, which go into checkpoints.
+
+    Attributes:
+        start_step: the step that `train` begins at.
     """
 
     def __init__(self, *args: Any, resume: Resume | None, sample_sizes: Callable[[], dict[str, int]], **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._resume, self._sample_sizes = resume, sample_sizes
+        self.start_step = resume.step if resume is not None else 0
         self._boundary = StepBoundary(self)
         self.add_callback(self._boundary)
 

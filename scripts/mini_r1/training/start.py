@@ -136,8 +136,12 @@ def load_puzzles(recipe: Recipe, plan: RunPlan) -> Any:
 
 
 @contextmanager
-def setting_up(recipe: Recipe) -> Iterator[None]:
+def setting_up(recipe: Recipe, trainer: Any = None) -> Iterator[None]:
     """Within it, what a library raises becomes one line; its traceback goes to a file that the line names.
+
+    Args:
+        recipe: says where the file goes.
+        trainer: one that trains within: from its first step on errors are raised as they are.
 
     Raises:
         RunError: in place of the library's error.
@@ -145,6 +149,8 @@ def setting_up(recipe: Recipe) -> Iterator[None]:
     try:
         yield
     except (*LIBRARY_ERRORS, SafetensorError, TemplateError) as error:
+        if trainer is not None and trainer.state.global_step > trainer.start_step:
+            raise
         text = masked("".join(traceback.format_exception(error)))
         name = f"setup-error-{os.environ.get('RANK', '0')}.txt"
         path = Path(recipe.training.output_dir, name)

@@ -51,6 +51,7 @@ LATE = [
         "lr_scheduler_kwargs: {'power': 'two'}: ",
         "an argument that is looked at after the warm-up",
     ),
+    ("generation_kwargs: {top_kk: 3}", "generation_kwargs: transformers' GenerationConfig has no top_kk", "a slip"),
     ("top_k: -1", "top_k: `top_k` has to be a strictly positive integer, but is -1", "vLLM's word for off"),
     ("top_p: 95", "top_p: `top_p` has to be a float > 0 and < 1, but is 95", "percent"),
     ("min_p: 1.5", "min_p: `min_p` has to be a float in the [0, 1] interval, but is 1.5", "no share"),

@@ -30,13 +30,18 @@ def damaged_model(folder: Path) -> Path:
     ("keys", "part"),
     [
         pytest.param({"model_name_or_path": damaged_model}, "header", id="weights that are cut off"),
-        pytest.param({"use_peft": True, "lora_target_modules": "nowhere"}, "nowhere", id="an adapter on no layer"),
         pytest.param({"use_peft": True, "lora_dropout": 3}, "dropout", id="a value that torch refuses"),
+        pytest.param(
+            {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": '{"use_reentrent": false}'},
+            "use_reentrent",
+            id="an argument that the first step uses",
+        ),
         pytest.param({"model_init_kwargs": '{"hf_abcdefghi": 1}'}, "unexpected keyword", id="an argument of no model"),
     ],
 )
 def test_a_librarys_error_is_one_line_and_a_file(keys: dict, part: str, tmp_path: Path):
     made = {key: value(tmp_path) if callable(value) else value for key, value in keys.items()}
+    made["completion_samples_dir"] = tmp_path / "samples"
     with pytest.raises(RunError) as caught:
         start(tmp_path, **made)
     line, file = str(caught.value), tmp_path / "run" / "setup-error-0.txt"
@@ -52,6 +57,7 @@ def test_an_error_later_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.
     from mini_r1.training.trainer import RunTrainer
 
     def train(self: RunTrainer) -> None:
+        self.state.global_step = 1
         raise ValueError("a bug")
 
     monkeypatch.setattr(RunTrainer, "train", train)
