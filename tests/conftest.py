@@ -7,10 +7,11 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -106,3 +107,10 @@ def wait_until(condition: Callable[[], object], seconds: float, what: str) -> No
 @pytest.fixture(scope="session")
 def launcher() -> Launcher:
     return Launcher()
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """Puts the variables back that a run in the test's own process sets."""
+    with mock.patch.dict(os.environ):
+        yield

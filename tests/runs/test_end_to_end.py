@@ -298,7 +298,7 @@ def test_a_run_without_evaluation_and_a_second_run_in_the_same_folder(launcher: 
         code, output = launcher.run(**settings, completion_samples_dir=tmp_path / "samples")
         assert code == 0, output
         assert "not measured" in output
-        assert "dtype: bfloat16 without DeepSpeed" in output  # such a run would learn nothing
+        assert "dtype: bfloat16: without DeepSpeed" in output  # such a run would learn nothing
         with safe_open(run / "model.safetensors", "pt") as weights:
             assert weights.get_tensor("model.embed_tokens.weight").dtype == torch.bfloat16  # the recipe's dtype
         assert not (run / "held_out.json").exists()

@@ -175,7 +175,8 @@ def _training_lines(machine: Machine, on_cpu: bool) -> tuple[str, ...]:
     where = f"this machine has {there}"
     if not machine.is_here:
         where = f"planned for {machine.machines} x {there} of {machine.gpu_memory[0] / 1e9:.0f} GB"
-    lines = [f"placement: {plural(machine.processes, 'training process')} ({machine.strategy}); {where}"]
+    spread = f" on {machine.machines} machines" if machine.is_here and machine.machines > 1 else ""
+    lines = [f"placement: {plural(machine.processes, 'training process')}{spread} ({machine.strategy}); {where}"]
     if not on_cpu:
         ranks = (f"local rank {rank} on cuda:{rank}" for rank in range(machine.local_processes))
         lines.append("  training:   " + ", ".join(ranks))

@@ -15,6 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from mini_r1.common import DiskError, is_first_process, masked, masked_command, world_size
 from mini_r1.recipe import Recipe
 from mini_r1.run_folder import HELD_OUT, RUN_DESCRIPTION, SAMPLES, TRAINER_STATE
@@ -176,7 +178,7 @@ class Run:
     def _disk_errors(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
             if not is_about_the_disk(error):
                 raise
             raise DiskError(
