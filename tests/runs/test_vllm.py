@@ -320,15 +320,15 @@ def test_siblings_differ_when_several_engines_share_an_address(tmp_path: Path):
         )
 
         def copies() -> int:
-            """Of ten puzzles' two answers, how many are the same."""
-            # One by one, so that both engines have the same to do.
-            prompts = [[*range(20, 40), 40 + i] for i in range(10)]
-            answers = [client.generate([p], n=2, temperature=2.0, max_tokens=16)["completion_ids"] for p in prompts]
-            return sum(first == second for first, second in answers)
+            """Of twenty puzzles with four answers each, how many have two that are the same."""
+            # One by one. As soon as one engine has drawn more than the other, their random numbers part by themselves.
+            prompts = [[*range(20, 40), 40 + i] for i in range(20)]
+            answers = [client.generate([p], n=4, temperature=2.0, max_tokens=16)["completion_ids"] for p in prompts]
+            return sum(len(set(map(tuple, four))) < 4 for four in answers)
 
-        assert copies() >= 9, "vLLM seeds its engines apart by now: RunClient need not"
+        assert copies() >= 1, "vLLM seeds its engines apart by now: RunClient need not"
         client.init_communicator("cpu")
-        assert copies() <= 1
+        assert copies() == 0
     finally:
         kill_group(server)
 
