@@ -125,9 +125,9 @@ format: $(BIN)/.installed-dev ## apply style
 typecheck: $(BIN)/.installed-dev ## check types
 	$(BIN)/mypy
 
-bench: $(BIN)/.installed-dev ## measure the generator and the padding trim against their plain counterparts
+bench: $(BIN)/.installed-dev ## measure the generator, rollouts and the optimizer step against their plain counterparts
 	$(BIN)/python tests/benchmarks/bench_generator.py
-	$(BIN)/python tests/benchmarks/bench_trim.py
+	$(BIN)/python tests/benchmarks/bench_training.py
 
 tensorboard: $(BIN)/.installed ## watch the runs in LOGDIR
 	$(BIN)/tensorboard --logdir $(LOGDIR)

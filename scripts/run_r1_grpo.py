@@ -31,7 +31,8 @@ Departures from the article (Mini-R1, January 2025; README lists all):
   1. Answers are checked by an exact parser with reason codes instead of a filtered `eval`.
   2. The answer that is graded is the one after the reasoning.
   3. A share of the puzzles, fixed by a hash of numbers and target, is never trained on and measures success.
-  4. Micro-batches are trimmed to their own length; loss and gradients stay the same.
+  4. Micro-batches hold rows of like length, trimmed to their own; rows without advantage skip the backward pass. Loss
+     and gradients stay the same. On the CPU, completions that are finished leave the batch.
 The rest is TRL's GRPOTrainer, and every hyperparameter stands in the recipe.
 """
 

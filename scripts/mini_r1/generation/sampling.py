@@ -284,6 +284,8 @@ def generate(
     import torch
     from transformers import GenerationConfig
 
+    from mini_r1.generation.rollouts import decoding
+
     model.eval()
     names = ("temperature", "top_p", "top_k", "min_p") if sampling.temperature > 0 else ()
     context = getattr(model.config, "max_position_embeddings", sys.maxsize)
@@ -305,7 +307,7 @@ def generate(
             pad_token_id=tokenizer.pad_token_id,
         )
         with torch.no_grad():
-            output = model.generate(**inputs, generation_config=config, streamer=streamer)
+            output = model.generate(**inputs, generation_config=config, streamer=streamer, **decoding(model))
         for i, ids in zip(batch, output[:, length:].tolist(), strict=True):
             end = next((at for at, token in enumerate(ids) if token in eos_ids), None)
             kept = ids if end is None else ids[: end + 1]

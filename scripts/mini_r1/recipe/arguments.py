@@ -28,7 +28,7 @@ class ScriptArguments:
     plan_for: str | None = key(None, "A dry run for another machine: 4x80 (GPUs x GB), 2x8x80 (machines x GPUs x GB).")
     plan_with: str | None = key(None, "plan_for: the accelerate file that the launch there will name.")
     plan_processes: int | None = key(None, "plan_for: the launch's --num_processes, when it is not the file's.")
-    trim_micro_batches: bool = key(True, "Cut each micro-batch to its own longest row instead of the whole batch's.")
+    trim_micro_batches: bool = key(True, "Micro-batches of rows of like length, cut to their own longest row.")
 
     def __post_init__(self) -> None:
         self.dry_run = self.dry_run or self.plan_for is not None

@@ -1,15 +1,16 @@
-"""TRL's GRPOTrainer with what this project adds to it: trimmed micro-batches, a look at every scored completion, vLLM's
-log-probabilities held against the trainer's, and a stop before NaN reaches the weights.
+"""TRL's GRPOTrainer with what this project adds to it: micro-batches that waste nothing, a look at every scored
+completion, vLLM's log-probabilities held against the trainer's, and a stop before NaN reaches the weights.
 
 Importing this module loads torch and TRL (about ten seconds); scripts import it inside `main()`.
 
-Shapes: B completions (P prompts x G generations), T_p prompt tokens, T_c completion tokens.
+Shapes: B completions (P prompts x G generations), T_c completion tokens.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,50 +20,12 @@ from transformers import ProgressCallback
 from transformers.integrations import TensorBoardCallback
 
 from mini_r1.common import GuardError
+from mini_r1.generation.rollouts import decoding
 from mini_r1.recipe import Recipe
 from mini_r1.training.callbacks import GuardCallback, OneLineProgress, PurgingTensorBoard
 from mini_r1.training.exact_resume import ExactResumeTrainer
 from mini_r1.training.guards import GAP_METRIC, NON_FINITE, Guards
-
-# Tensors of a micro-batch that run along the completion, (B, T_c); those along the prompt are (B, T_p).
-_ALONG_COMPLETION = (
-    "completion_ids",
-    "completion_mask",
-    "tool_mask",
-    "old_per_token_logps",
-    "ref_per_token_logps",
-    "sampling_per_token_logps",
-    "importance_sampling_ratio",
-)
-_ALONG_PROMPT = ("prompt_ids", "prompt_mask")
-
-
-def trim_padding(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Cuts a micro-batch to its own longest prompt and completion.
-
-    TRL pads every micro-batch to the longest row of the whole generation batch (`make bench` shows what that costs).
-    Loss and gradients do not change.
-
-    Args:
-        inputs: what `GRPOTrainer._compute_loss` takes; prompts are padded left, completions right.
-
-    Returns:
-        The same dict with shorter tensors; untouched where a multimodal batch carries more per-token tensors.
-    """
-    if "pixel_values" in inputs or "token_type_ids" in inputs or "mm_token_type_ids" in inputs:
-        return inputs
-    completion_length = inputs["completion_ids"].size(1)
-    # Two columns at least: TRL takes tensors of one column for per-sequence values.
-    longest_completion = max(int(inputs["completion_mask"].sum(dim=1).max()), min(2, completion_length))
-    longest_prompt = max(int(inputs["prompt_mask"].sum(dim=1).max()), 1)
-    trimmed = dict(inputs)
-    for key in _ALONG_COMPLETION:
-        # The importance-sampling ratio is (B, 1) when it is taken per sequence.
-        if inputs.get(key) is not None and inputs[key].size(1) == completion_length:
-            trimmed[key] = inputs[key][:, :longest_completion]
-    for key in _ALONG_PROMPT:
-        trimmed[key] = inputs[key][:, -longest_prompt:]
-    return trimmed
+from mini_r1.training.micro_batches import merge_rows, rows_with_gradient, sort_rows, trim_padding
 
 
 def shard_on_cpu() -> None:
@@ -85,7 +48,7 @@ class RunTrainer(ExactResumeTrainer):
     """The trainer of a run.
 
     Args:
-        recipe: what was asked: guards, and whether micro-batches are trimmed (without effect when
+        recipe: what was asked: guards, and whether micro-batches are trimmed and sorted (without effect when
             `pad_to_multiple_of` asks for padding).
         on_scored: gets every scored batch; see `callbacks.ScoredCompletions`. Must not raise.
         kwargs: as for `GRPOTrainer`, `SavingTrainer` and `ExactResumeTrainer`.
@@ -95,8 +58,23 @@ class RunTrainer(ExactResumeTrainer):
         if recipe.training.use_cpu and AcceleratorState.__init__.__name__ != "with_fsdp":
             shard_on_cpu()
         super().__init__(**kwargs)
+        is_sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        if not (self.use_vllm or is_sharded):
+            self.model.generate = partial(self.model.generate, **decoding(self.model))
         self._on_scored = on_scored
         self._trim = recipe.script.trim_micro_batches and self.pad_to_multiple_of is None
+        # Else the loss depends on which rows share a micro-batch, or a step's rows are not whole micro-batches.
+        self._sort = (
+            self._trim
+            and self.loss_type != "bnpo"
+            and self.top_entropy_quantile >= 1
+            and not (self._entropy_bonus_enabled or self.aux_loss_enabled)
+            and self.args.steps_per_generation % self.args.gradient_accumulation_steps == 0
+        )
+        # Without a KL term no loss type has a gradient where the advantage is 0. Liger's loss makes its own logits, and
+        # the ranks of a sharded model must make the same passes.
+        self._skip_zeros = self._sort and self.beta == 0 and not (self.args.use_liger_kernel or is_sharded)
+        self._needed: torch.Tensor | None = None  # of the micro-batch whose loss is computed: rows with a gradient
         self._stops_on_non_finite = recipe.guards.guard_non_finite
         if not self.args.disable_tqdm:
             self.remove_callback(ProgressCallback)
@@ -122,14 +100,32 @@ class RunTrainer(ExactResumeTrainer):
         )
         return rewards
 
-    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
-        logps, *others = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if self._sort and self._buffered_inputs is not before:  # freshly sampled
+            per_step = self.args.gradient_accumulation_steps
+            self._buffered_inputs = sort_rows(self._buffered_inputs, per_step, zeros_apart=self._skip_zeros)
+            inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]
+        return inputs
+
+    def _get_per_token_logps_and_entropies(self, model: Any, ids: Any, mask: Any, *args: Any, **kwargs: Any) -> Any:
+        forward, needed = super()._get_per_token_logps_and_entropies, self._needed
+        if needed is None or needed.all():
+            logps, *more = forward(model, ids, mask, *args, **kwargs)
+        else:
+            with torch.no_grad():  # loss and metrics want their values, for a third of the time
+                others = forward(self.model, ids[~needed], mask[~needed], *args, **kwargs)
+            ours = forward(model, ids[needed], mask[needed], *args, **kwargs)
+            logps, *more = (merge_rows(needed, *pair) for pair in zip(ours, others, strict=True))
         self._logps = logps.detach()
-        return logps, *others
+        return logps, *more
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         inputs = trim_padding(inputs) if self._trim else inputs
+        self._needed = rows_with_gradient(inputs) if self._skip_zeros and self.model.training else None
         loss = super()._compute_loss(model, inputs)
+        self._needed = None
         self._log_gap(inputs)
         if self._stops_on_non_finite and self.model.training:
             finite = self.accelerator.reduce(loss.detach().isfinite().float().reshape(1), reduction="sum")

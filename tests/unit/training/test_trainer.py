@@ -59,7 +59,7 @@ def test_trimmed_loss_and_gradients_equal_the_padded_ones(settings: dict, tmp_pa
     import torch
     from trl import GRPOTrainer
 
-    from mini_r1.training.trainer import trim_padding
+    from mini_r1.training.micro_batches import trim_padding
 
     torch.manual_seed(0)
     trainer = make_trainer(tmp_path, **settings)
