@@ -10,6 +10,7 @@ On GPUs transformers' own loop stays: there vLLM is what is fast.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -54,10 +55,12 @@ class GrowingLayer(DynamicLayer):
 
 
 def decoding(model: Any) -> dict[str, Any]:
-    """What to give `model.generate` besides: `sample`, where it knows the model's cache, on the CPU; else nothing."""
+    """What to give `model.generate` besides: `sample`, where it knows the model, on the CPU; else nothing."""
     layers = DynamicCache(config=model.config).layers
-    knows = model.device.type == "cpu" and bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
-    return {"custom_generate": sample} if knows else {}
+    forward = (model.get_base_model() if hasattr(model, "get_base_model") else model).forward
+    knows = {"position_ids", "logits_to_keep"} <= inspect.signature(forward).parameters.keys()
+    knows &= bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+    return {"custom_generate": sample} if knows and model.device.type == "cpu" else {}
 
 
 def sample(

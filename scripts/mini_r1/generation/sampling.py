@@ -265,7 +265,7 @@ def generate(
     progress: Progress = lambda finished: None,
     streamer: Any = None,
 ) -> list[list[Completion]]:
-    """Completions by transformers, from a model that is loaded already; the one sampling loop of this project.
+    """Completions by transformers, from a model that is loaded already, for evaluations and games.
 
     Draws from torch's global random state as it is: call `transformers.set_seed` before where a seed is asked for.
 

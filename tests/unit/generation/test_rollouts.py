@@ -112,12 +112,13 @@ def test_lengths_and_success_are_those_of_transformers(tiny: Any):
     assert not torch.equal(a, b)
 
 
-def test_other_caches_keep_transformers_loop(tiny: Any):
-    from transformers import Gemma2Config, Gemma2ForCausalLM
+def test_other_models_keep_transformers_loop(tiny: Any):
+    from transformers import BloomConfig, BloomForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
     from mini_r1.generation.rollouts import decoding
 
     small = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "head_dim": 16, "vocab_size": 64}
     sliding = Gemma2ForCausalLM(Gemma2Config(num_hidden_layers=2, num_key_value_heads=2, **small))
     assert decoding(sliding) == {}
+    assert decoding(BloomForCausalLM(BloomConfig(vocab_size=64, hidden_size=32, n_layer=1, n_head=2))) == {}
     assert decoding(tiny[0])
