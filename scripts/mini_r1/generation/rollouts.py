@@ -69,7 +69,6 @@ def sample(
     logits_processor: LogitsProcessorList,
     stopping_criteria: StoppingCriteriaList,
     generation_config: Any,
-    streamer: Any = None,
     **kwargs: Any,
 ) -> torch.Tensor:
     """A decoding loop for `model.generate(..., custom_generate=sample)`.
@@ -79,8 +78,7 @@ def sample(
         input_ids: (B, T_p), padded left, as the attention mask in `kwargs`.
         logits_processor, stopping_criteria: temperature, top-k, ..., and what ends a row, as transformers made them.
         generation_config: `generate`'s, with lengths and special tokens settled.
-        streamer: gets each token, with one row only.
-        kwargs: what `generate` passes to the model, and a switch for synced GPUs.
+        kwargs: what `generate` passes to the model. It passes no streamer to a loop that it does not know.
 
     Returns:
         (B, T) token ids: prompt, completion with its end token, padding.
@@ -104,8 +102,6 @@ def sample(
         scores = logits_processor(output[rows, :end], logits.float())
         drawn = scores.softmax(-1).multinomial(1)[:, 0] if generation_config.do_sample else scores.argmax(-1)
         output[rows[unfinished], end] = drawn[unfinished]
-        if streamer is not None:
-            streamer.put(drawn)
         unfinished &= ~stopping_criteria(output[rows, : end + 1], None)
         left = int(unfinished.sum())
         if left == 0:
@@ -116,6 +112,4 @@ def sample(
             rows, mask, drawn, positions = rows[stay], mask[stay], drawn[stay], positions[stay]
             unfinished = unfinished[stay]
         token, positions = drawn[:, None], positions[:, -1:] + 1
-    if streamer is not None:
-        streamer.end()
     return output[:, : end + 1]

@@ -307,7 +307,8 @@ def generate(
             pad_token_id=tokenizer.pad_token_id,
         )
         with torch.no_grad():
-            output = model.generate(**inputs, generation_config=config, streamer=streamer, **decoding(model))
+            how = decoding(model) if streamer is None else {"streamer": streamer}  # transformers' own loop streams
+            output = model.generate(**inputs, generation_config=config, **how)
         for i, ids in zip(batch, output[:, length:].tolist(), strict=True):
             end = next((at for at, token in enumerate(ids) if token in eos_ids), None)
             kept = ids if end is None else ids[: end + 1]
