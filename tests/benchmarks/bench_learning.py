@@ -1,0 +1,114 @@
+"""Training time to 75 % held-out success on the tiny recipe: this checkout, the code before it was made faster, TRL.
+
+    python tests/benchmarks/bench_learning.py                     # three seeds, about 35 minutes on two idle cores
+    python tests/benchmarks/bench_learning.py --seeds 42 --steps 20
+
+Every contender takes the same recipe, puzzles, prompts, rewards and batch; the seeds are interleaved. TRL is its plain
+`GRPOTrainer`. Time is the sum of the optimizer steps, completions included, without start-up and evaluations; the
+moment is interpolated between two evaluations. Prints a table and writes it as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+
+from mini_r1.common import ArgumentParser, run_cli
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = "receipes/grpo-tiny-countdown-cpu.yaml"
+BEFORE = "d1a1bee"  # the last commit that trained at the old speed
+GOAL = 0.75
+SOLVED = "eval_rewards/equation_reward_func/mean"
+
+
+def main(argv: list[str]) -> None:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[42, 43, 44])
+    parser.add_argument("--steps", type=int, default=20, help="optimizer steps of each run")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench_learning", help="folder of the runs")
+    parser.add_argument("--stock", type=int, help="train with TRL's own trainer and this seed, and nothing else")
+    args = parser.parse_args(argv)
+    if args.stock is not None:
+        return train_stock(args.out, args.stock, args.steps)
+    before = args.out / "before"
+    if not before.exists():
+        subprocess.run(["git", "worktree", "add", "--quiet", "--detach", before, BEFORE], cwd=ROOT, check=True)
+    times: dict[str, list[float]] = {"TRL": [], "before": [], "here": []}
+    for seed in args.seeds:
+        for name, seconds in times.items():
+            folder = args.out / f"{name}-{seed}"
+            if not (folder / "trainer_state.json").is_file():
+                run(name, before if name == "before" else ROOT, folder, seed, args.steps)
+            seconds.append(seconds_to_goal(folder))
+            print(f"seed {seed}, {name:<6} {seconds[-1]:6.1f} s to {GOAL:.0%}", flush=True)
+    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
+    for name, seconds in times.items():
+        print(f"{name:<6} median {medians[name]:6.1f} s ({min(seconds):.1f} to {max(seconds):.1f}), "
+              f"{medians[name] / medians['here']:.2f} times the time of this checkout")  # fmt: skip
+    summary = {"goal": GOAL, "seeds": args.seeds, "before": BEFORE, "seconds": times, "medians": medians}
+    (args.out / "bench_learning.json").write_text(json.dumps(summary, indent=2))
+
+
+def run(name: str, checkout: Path, folder: Path, seed: int, steps: int) -> None:
+    """Trains in a process of its own, as a user would; leaves `trainer_state.json` in the folder."""
+    command = [sys.executable, checkout / "scripts" / "run_r1_grpo.py", "--config", RECIPE]
+    command += ["--output_dir", folder, "--seed", seed, "--max_steps", steps]
+    command += ["--save_strategy", "no", "--eval_on_start", "false"]
+    if name == "TRL":
+        command = [sys.executable, __file__, "--stock", seed, "--steps", steps, "--out", folder]
+    log = folder.with_suffix(".log")
+    with log.open("w") as file:
+        environment = os.environ | {"PYTHONPATH": str(checkout / "scripts")}
+        subprocess.run([*map(str, command)], cwd=checkout, env=environment, stdout=file, stderr=file, check=True)
+
+
+def train_stock(folder: Path, seed: int, steps: int) -> None:
+    """The recipe's run with TRL's own trainer."""
+    from transformers import AutoTokenizer, set_seed
+    from trl import GRPOTrainer
+
+    from mini_r1.countdown import TASK
+    from mini_r1.recipe.parsing import read_recipe
+    from run_r1_grpo import equation_reward_func, format_reward_func, prompt_dataset
+
+    own = [f"--output_dir={folder}", f"--seed={seed}", f"--max_steps={steps}", "--save_strategy=no", "--eval_on_start=false"]
+    recipe = read_recipe(["--config", str(ROOT / RECIPE), *own], TASK)
+    tokenizer = AutoTokenizer.from_pretrained(recipe.model.model_name_or_path)
+    puzzles = TASK.load(recipe.puzzles, True)
+    set_seed(seed)
+    recipe.training.model_init_kwargs = {"dtype": recipe.model.dtype}
+    trainer = GRPOTrainer(
+        model=recipe.model.model_name_or_path,
+        reward_funcs=[format_reward_func, equation_reward_func],
+        args=recipe.training,
+        train_dataset=prompt_dataset(puzzles.train, tokenizer, recipe),
+        eval_dataset=prompt_dataset(puzzles.held_out[: recipe.script.eval_puzzles], tokenizer, recipe),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    trainer.save_state()
+
+
+def seconds_to_goal(folder: Path) -> float:
+    """Seconds of training until held-out success first reaches the goal; infinite when it does not."""
+    history: list[dict[str, Any]] = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    seconds, last = 0.0, (0.0, 0.0)  # the last evaluation: seconds, success
+    for entry in history:
+        seconds += entry.get("step_time", 0.0)
+        if (success := entry.get(SOLVED)) is not None:
+            if success >= GOAL:
+                return last[0] + (seconds - last[0]) * (GOAL - last[1]) / (success - last[1])
+            last = (seconds, success)
+    return float("inf")
+
+
+if __name__ == "__main__":
+    run_cli(main)
