@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+ALL = "all puzzles"  # their name beside those of strata
 Z95 = 1.959963984540054  # normal quantile, two-sided 95 %
 
 

@@ -40,13 +40,19 @@ def main(argv: list[str]) -> None:
         return train_stock(args.out, args.stock, args.steps)
     before = args.out / "before"
     if not before.exists():
+        args.out.mkdir(parents=True, exist_ok=True)
         subprocess.run(["git", "worktree", "add", "--quiet", "--detach", before, BEFORE], cwd=ROOT, check=True)
     times: dict[str, list[float]] = {"TRL": [], "before": [], "here": []}
     for seed in args.seeds:
         for name, seconds in times.items():
             folder = args.out / f"{name}-{seed}"
             if not (folder / "trainer_state.json").is_file():
-                run(name, before if name == "before" else ROOT, folder, seed, args.steps)
+                if name == "TRL":
+                    stock = [__file__, "--stock", str(seed), "--steps", str(args.steps), "--out", str(folder)]
+                    start(stock, ROOT, folder)
+                else:
+                    settings = {"seed": seed, "max_steps": args.steps, "save_strategy": "no", "eval_on_start": False}
+                    run(before if name == "before" else ROOT, folder, RECIPE, settings)
             seconds.append(seconds_to_goal(folder))
             print(f"seed {seed}, {name:<6} {seconds[-1]:6.1f} s to {GOAL:.0%}", flush=True)
     medians = {name: statistics.median(seconds) for name, seconds in times.items()}
@@ -57,17 +63,17 @@ def main(argv: list[str]) -> None:
     (args.out / "bench_learning.json").write_text(json.dumps(summary, indent=2))
 
 
-def run(name: str, checkout: Path, folder: Path, seed: int, steps: int) -> None:
+def run(checkout: Path, folder: Path, config: str, settings: dict[str, Any]) -> None:
     """Trains in a process of its own, as a user would; leaves `trainer_state.json` in the folder."""
-    command = [sys.executable, checkout / "scripts" / "run_r1_grpo.py", "--config", RECIPE]
-    command += ["--output_dir", folder, "--seed", seed, "--max_steps", steps]
-    command += ["--save_strategy", "no", "--eval_on_start", "false"]
-    if name == "TRL":
-        command = [sys.executable, __file__, "--stock", seed, "--steps", steps, "--out", folder]
-    log = folder.with_suffix(".log")
-    with log.open("w") as file:
-        environment = os.environ | {"PYTHONPATH": str(checkout / "scripts")}
-        subprocess.run([*map(str, command)], cwd=checkout, env=environment, stdout=file, stderr=file, check=True)
+    words = [f"--{key}={value}" for key, value in (settings | {"output_dir": folder}).items()]
+    start([str(checkout / "scripts" / "run_r1_grpo.py"), "--config", config, *words], checkout, folder)
+
+
+def start(command: list[str], checkout: Path, folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {"PYTHONPATH": str(checkout / "scripts")}
+    with folder.with_suffix(".log").open("w") as log:
+        subprocess.run([sys.executable, *command], cwd=checkout, env=environment, stdout=log, stderr=log, check=True)
 
 
 def train_stock(folder: Path, seed: int, steps: int) -> None:
@@ -79,7 +85,8 @@ def train_stock(folder: Path, seed: int, steps: int) -> None:
     from mini_r1.recipe.parsing import read_recipe
     from run_r1_grpo import equation_reward_func, format_reward_func, prompt_dataset
 
-    own = [f"--output_dir={folder}", f"--seed={seed}", f"--max_steps={steps}", "--save_strategy=no", "--eval_on_start=false"]
+    own = [f"--output_dir={folder}", f"--seed={seed}", f"--max_steps={steps}"]
+    own += ["--save_strategy=no", "--eval_on_start=false"]
     recipe = read_recipe(["--config", str(ROOT / RECIPE), *own], TASK)
     tokenizer = AutoTokenizer.from_pretrained(recipe.model.model_name_or_path)
     puzzles = TASK.load(recipe.puzzles, True)

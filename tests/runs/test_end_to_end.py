@@ -12,8 +12,8 @@ import pytest
 
 import chaos
 import forked_run
-from conftest import QUICK, ROOT, TINY_RECIPE, Launcher, flags, kill_group, program_environment, wait_until
-from mini_r1.run_folder.manifest import fault_in
+from conftest import QUICK, ROOT, TINY_MODEL, TINY_RECIPE, Launcher, flags, kill_group, program_environment, wait_until
+from mini_r1.run_folder.manifest import fault_in, read_manifest
 
 pytestmark = pytest.mark.slow
 
@@ -50,6 +50,8 @@ def test_a_run_leaves_everything_that_readme_promises(launcher: Launcher, tmp_pa
     curve = json.loads((run / "held_out.json").read_text())
     assert [point["step"] for point in curve] == [0, 2]
     assert all(0 <= point["low"] <= point["pass@1"] <= point["high"] <= 1 for point in curve)
+    kinds = {"3 numbers, + -", "3 numbers, needs * /"}
+    assert all(set(point["strata"]) == kinds for point in curve)
     assert "step        1/2 | solved" in output
     assert "held-out    2/2 | solved" in output
     assert "held-out success before" in output
@@ -79,6 +81,7 @@ def test_a_run_leaves_everything_that_readme_promises(launcher: Launcher, tmp_pa
         "train/reason/correct",
         "train/reason/no_answer",
         "eval/rewards/equation_reward_func/mean",
+        "eval/pass@1/3 numbers, + -",
     ):
         assert tag in logged, sorted(logged)
     shares = [
@@ -95,10 +98,11 @@ def test_a_run_leaves_everything_that_readme_promises(launcher: Launcher, tmp_pa
     assert model.config.vocab_size == len(tokenizer)
 
 
-# Two processes that share the model by DeepSpeed; the recipe's use_cpu does the rest.
+# Two processes that share the model by DeepSpeed, with dynamic sampling; the recipe's use_cpu does the rest.
 SHARDED = {
     **QUICK, "max_steps": 4, "per_device_eval_batch_size": 8, "eval_steps": 3, "save_steps": 2, "dataset_rows": 60,
     "launch_flags": ("--num_processes", "2", "--mixed_precision", "no"),
+    "puzzle_choice": "success", "refill_rounds": 1,
 }  # fmt: skip
 
 
@@ -125,6 +129,8 @@ def check_shards(run: Path) -> None:
     shards = sorted(path.name for path in (run / "checkpoint-4").glob("global_step*/*optim_states.pt"))
     assert len(shards) == 2, shards  # DeepSpeed's optimizer states, one shard a rank
     assert "zero_pp_rank_1" in shards[1]
+    success = read_manifest(run / "checkpoint-4")["puzzle_success"]
+    assert sum(completions for _, completions in success.values()) > 2 * 8 * 3  # of both ranks
 
 
 def test_zero3_on_two_cpu_processes(zero3: Path):
@@ -183,6 +189,28 @@ def test_fsdp2_shards_an_adapter_on_two_cpu_processes(resumes: bool, launcher: L
     code, output = launcher.run(config="fsdp.yaml", **settings, **places)
     assert code == 0, output
     assert f"resuming from {run}/checkpoint-2" in output
+
+
+@pytest.mark.long
+def test_two_ranks_make_the_step_of_micro_batches_that_are_neither_sorted_nor_trimmed(
+    launcher: Launcher, tmp_path: Path
+):
+    from safetensors.torch import load_file
+
+    weights = {"before": load_file(TINY_MODEL / "model.safetensors")}
+    for trims in (True, False):
+        run = tmp_path / str(trims)
+        code, output = launcher.run(
+            launch_flags=("--num_processes", "2"), output_dir=run, completion_samples_dir=tmp_path / "samples",
+            **{**QUICK, "max_steps": 1, "eval_strategy": "no", "eval_on_start": False, "warmup_steps": 0,
+               "optim": "sgd", "learning_rate": 1.0, "gradient_accumulation_steps": 4, "max_completion_length": 96,
+               "trim_micro_batches": trims},
+        )  # fmt: skip
+        assert code == 0, output
+        weights[str(trims)] = load_file(run / "model.safetensors")
+    moved = max(float((weights["True"][name] - start).abs().max()) for name, start in weights["before"].items())
+    apart = max(float((weights["True"][name] - weights["False"][name]).abs().max()) for name in weights["True"])
+    assert apart < 1e-5 < 1e-3 < moved
 
 
 def forked(folder: Path, **overrides: object) -> tuple[int, str]:

@@ -18,8 +18,8 @@ LONG = pytest.mark.long
 
 # Eight steps of two puzzles' groups; with 28 puzzles to train on, an epoch has seven.
 QUICK: dict[str, Any] = {"max_steps": 8, "dataset_rows": 31, "held_out_puzzles": 16}
-# Two steps from each generation, and a checkpoint in between.
-BUFFERED = {**QUICK, "steps_per_generation": 4, "save_steps": 3}
+# Two steps from each generation, and a checkpoint in between; puzzles are drawn by what was solved before it.
+BUFFERED = {**QUICK, "steps_per_generation": 4, "save_steps": 3, "puzzle_choice": "success", "refill_rounds": 2}
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,8 @@ def test_a_killed_run_ends_as_the_undisturbed_one(
 
 def test_completions_that_wait_for_their_step_are_in_the_checkpoint(tmp_path: Path):
     expected = chaos.undisturbed(tmp_path / "undisturbed", **BUFFERED)
+    generations = [entry for entry in chaos.history(expected) if "dead_groups" in entry]
+    assert any(entry["dead_groups"] < entry["frac_reward_zero_std"] for entry in generations)  # some were refilled
     finish_after(tmp_path / "run", ("kill_in_step", 5), **BUFFERED)
     assert read_description(tmp_path / "run")["resumed_from"] == str(tmp_path / "run" / "checkpoint-3")
     assert chaos.differences(tmp_path / "run", expected) == []

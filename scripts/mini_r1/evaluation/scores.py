@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from mini_r1.generation.sampling import Completion
-from mini_r1.intervals import difference_interval, pass_at_k, rate_interval
+from mini_r1.intervals import ALL, difference_interval, pass_at_k, rate_interval
 from mini_r1.responses import response, thinking
 from mini_r1.run_folder.samples import Sample, judged
 from mini_r1.signs import SIGNS
 from mini_r1.task import Task
-
-ALL = "all puzzles"
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,10 @@ class ScriptArguments:
     plan_for: str | None = key(None, "A dry run for another machine: 4x80 (GPUs x GB), 2x8x80 (machines x GPUs x GB).")
     plan_with: str | None = key(None, "plan_for: the accelerate file that the launch there will name.")
     plan_processes: int | None = key(None, "plan_for: the launch's --num_processes, when it is not the file's.")
+    puzzle_choice: Literal["uniform", "success"] = key(
+        "uniform", "Draw puzzles uniformly, or their kinds by measured success p, most where p (1 - p) peaks."
+    )
+    refill_rounds: int = key(0, "Rounds in which groups of equal rewards make room for fresh ones (DAPO); 0: none.")
     trim_micro_batches: bool = key(True, "Micro-batches of rows of like length, cut to their own longest row.")
 
     def __post_init__(self) -> None:
@@ -90,6 +94,7 @@ class GuardArguments:
     guard_zero_spread_steps: int = key(20, "Stop after this many steps in a row whose groups' rewards are all equal.")
     guard_format_steps: int = key(100, "Stop when no completion had the format in this many first steps.")
     guard_truncated_share: float = key(0.9, "Warn when at least this share of completions is cut off (0..1).")
+    guard_held_out: bool = key(True, "Warn when held-out success has fallen by more than chance explains.")
     guard_kl: float = key(1.0, "Warn when the KL term exceeds this many nats a token (needs beta above 0).")
     guard_entropy_factor: float = key(3.0, "Warn when entropy exceeds this multiple of its first mean, or is gone.")
     guard_step_time_factor: float = key(10.0, "Warn when a step takes this many times the median of the last fifty.")

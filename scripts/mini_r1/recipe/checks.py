@@ -41,7 +41,8 @@ def check_values(recipe: Recipe) -> None:
     positive = "learning_rate temperature max_completion_length max_prompt_tokens".split()
     batches = "per_device_train_batch_size gradient_accumulation_steps per_device_eval_batch_size".split()
     require_at_least(keys, 0, *positive, exclusive=True)
-    require_at_least(keys, 0, "beta", "weight_decay", "eval_puzzles", *GuardArguments.__dataclass_fields__)
+    require_at_least(keys, 0, "beta", "weight_decay", "eval_puzzles", "refill_rounds")
+    require_at_least(keys, 0, *GuardArguments.__dataclass_fields__)
     require_at_least(keys, 1, *batches, "guard_patience")
     require_at_least(keys, 2, "num_generations")  # advantages compare siblings
     for key in ("sample_share", "success_sample_share", "guard_truncated_share"):
@@ -56,7 +57,10 @@ def check_values(recipe: Recipe) -> None:
     if hasattr(recipe.task.arguments, "check"):  # the task's own rules
         recipe.task.arguments.check(recipe.puzzles)
     processes = training_processes(recipe)
-    batch_of(recipe, processes)
+    batch = batch_of(recipe, processes)
+    if keys.refill_rounds and (of_rank := batch.per_generation // processes) % batch.generations:
+        uneven = f"{of_rank} completions of a process are no multiple of num_generations ({batch.generations})"
+        raise RecipeError(f"refill_rounds replaces whole groups, and {uneven}: change one of them")
     if keys.eval_strategy != "no":
         require_at_least(keys, 1, "eval_puzzles")
     if keys.use_vllm:

@@ -66,6 +66,15 @@ def make_charts(runs: Sequence[RunRecord]) -> list[Chart]:
     """The curves that at least one of the runs has, in the order in which they are shown."""
     held_out = [[(p["step"], p["pass@1"], p["low"], p["high"]) for p in run.held_out] for run in runs]
     charts = [Chart("Held-out success (pass@1, 95 % interval)", "eval/" + _METRICS[0][0], True, held_out)]
+    for kind in sorted({kind for run in runs for point in run.held_out for kind in point.get("strata", ())}):
+        of_kind = [
+            [
+                (point["step"], *(point["strata"][kind][name] for name in ("pass@1", "low", "high")))
+                for point in run.held_out if kind in point.get("strata", ())
+            ]
+            for run in runs
+        ]  # fmt: skip
+        charts.append(Chart(f"Held-out: {kind}", f"eval/pass@1/{kind}", True, of_kind))
     metrics = {metric: (title, is_share) for metric, title, is_share in _METRICS}
     for name in sorted({name for run in runs for entry in run.history for name in entry}):
         if added := re.fullmatch(

@@ -216,6 +216,8 @@ class Run:
         lines, step = ["", f"Run {self.name} is done: {trainer.state.global_step} steps."], self._final_step(trainer)
         if step != trainer.state.global_step:
             lines.append(f"  The model is that of step {step}, the best by {trainer.args.metric_for_best_model}.")
+        elif (best := trainer.state.best_model_checkpoint) and int(best.rpartition("-")[2]) != step:
+            lines.append(f"  best checkpoint:  {best} (by {trainer.args.metric_for_best_model})")
         for label, point in zip(("before", "after"), (curve[0], final_point(curve)) if curve else (), strict=False):
             lines.append(
                 f"  held-out success {label + ',':<7} step {point['step']:>4}: {100 * point['pass@1']:5.1f} % "

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mini_r1.common import RunError, is_number, printable
-from mini_r1.intervals import wilson_interval
+from mini_r1.intervals import ALL, wilson_interval
 from mini_r1.run_folder import HELD_OUT, RUN_DESCRIPTION, SAMPLES, TRAINER_STATE
 from mini_r1.run_folder.manifest import checkpoints_in, read_description, read_json
 from mini_r1.run_folder.samples import Sample
@@ -22,6 +22,7 @@ from mini_r1.task import Task, load_task
 
 SUCCESS_METRIC = "eval_rewards/equation_reward_func/mean"
 LENGTH_METRIC = "eval_completions/mean_length"
+_KIND = "eval_pass@1/"  # and the kind of puzzle
 
 
 @dataclass(frozen=True)
@@ -156,14 +157,21 @@ def held_out_curve(log_history: Iterable[dict[str, Any]], puzzles: int) -> list[
         puzzles: how many were evaluated each time.
 
     Returns:
-        Dicts with `step`, `pass@1` (0 to 1), its 95 % Wilson interval `low` and `high`, `puzzles`, and `mean_tokens`
-        (None when no length was logged).
+        Dicts with `step`, `pass@1` (0 to 1), its 95 % interval `low` and `high`, `puzzles`, `mean_tokens` (None when
+        no length was logged), and `strata`: kind of puzzle -> its `pass@1`, `low` and `high` (none in early runs).
     """
     curve = {}
     for entry in log_history:
         if SUCCESS_METRIC in entry:
             rate = entry[SUCCESS_METRIC]
-            low, high = wilson_interval(rate * puzzles, puzzles)
+            strata = {
+                kind.removeprefix(_KIND): {"pass@1": of_kind} | {
+                    end: entry[kind.replace("@1", f"@1_{end}")] for end in ("low", "high")
+                }
+                for kind, of_kind in entry.items() if kind.startswith(_KIND)
+            }  # fmt: skip
+            bounds = strata.pop(ALL, None)
+            low, high = (bounds["low"], bounds["high"]) if bounds else wilson_interval(rate * puzzles, puzzles)
             curve[entry["step"]] = {
                 "step": entry["step"],
                 "pass@1": rate,
@@ -171,6 +179,7 @@ def held_out_curve(log_history: Iterable[dict[str, Any]], puzzles: int) -> list[
                 "high": high,
                 "puzzles": puzzles,
                 "mean_tokens": entry.get(LENGTH_METRIC),
+                "strata": strata,
             }
     return list(curve.values())
 

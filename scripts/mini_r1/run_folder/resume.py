@@ -44,7 +44,8 @@ _FREE = (
     "loss_type scale_rewards reward_weights temperature top_p top_k min_p repetition_penalty max_completion_length "
     "use_vllm vllm_mode per_device_train_batch_size bf16 fp16 delta importance_sampling_level "
     "mask_truncated_completions top_entropy_quantile lora_dropout vllm_importance_sampling_correction "
-    "vllm_importance_sampling_mode use_liger_kernel gradient_accumulation_steps on_bad_row"
+    "vllm_importance_sampling_mode use_liger_kernel gradient_accumulation_steps on_bad_row "
+    "puzzle_choice refill_rounds"
 ).split()
 # How a step's completions are cut into micro-batches; not what is trained on.
 _LAYOUT = ("per_device_train_batch_size", "gradient_accumulation_steps", "processes")

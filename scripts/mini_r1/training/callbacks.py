@@ -12,6 +12,7 @@ from transformers import ProgressCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from mini_r1.common import GuardError
+from mini_r1.intervals import ALL
 from mini_r1.responses import response, thinking
 from mini_r1.run_folder.samples import SampleLog, judged
 from mini_r1.signs import SIGNS
@@ -41,7 +42,9 @@ def progress_line(logs: dict[str, Any], step: int, max_steps: int) -> str | None
         ("kl", "KL {:.4f}"),
         ("step_time", "{:.1f} s"),
     ]
+    kinds = {key.removeprefix("eval_pass@1/"): value for key, value in logs.items() if key.startswith("eval_pass@1/")}
     shown = [text.format(logs[key]) for key, text in parts if isinstance(logs.get(key), (int, float))]
+    shown[1:1] = [f"{kind} {rate:.0%}" for kind, rate in sorted(kinds.items()) if kind != ALL]
     return " | ".join([f"{'held-out' if prefix else 'step':<8} {step:>4}/{max_steps}", *shown])
 
 
@@ -139,15 +142,16 @@ class ScoredCompletions:
         split: str,
         rank: int,
         log_metric: Callable[[str, float], None],
-    ) -> None:
-        """Takes a batch of B completions.
+    ) -> list[bool]:
+        """Takes a batch of B completions, and returns which of them are correct.
 
         Args:
             rows: the data set's rows, one per completion.
             prompts, completions, completion_ids: texts, texts and token ids.
             tokenizer: the run's.
             step: optimizer steps done.
-            split: `train` or `held_out`.
+            split: `train` or `held_out`; completions of `refill` are neither logged nor kept, so that logs and samples
+                show the puzzles as they were drawn.
             rank: of this process.
             log_metric: logs a scalar, averaged over all ranks.
         """
@@ -156,6 +160,9 @@ class ScoredCompletions:
             text, tokens = response(completion, prompt), len(completion_ids[index])
             places = {"step": step, "split": split, "rank": rank, "index": index}
             kept.append(judged(self.task, text, self.task.puzzle_of(row), completion_tokens=tokens, **places))
+        solved = [sample.equation_reward == 1.0 for sample in kept]
+        if split == "refill":
+            return solved
         reasons = Counter(sample.reason for sample in kept)
         thoughts = [thinking(sample.response) for sample in kept]
         thinking_ids = tokenizer(thoughts, add_special_tokens=False)["input_ids"]
@@ -165,3 +172,4 @@ class ScoredCompletions:
         for sign, count in SIGNS.items():
             log_metric(f"thinking/{sign}", sum(map(count, thoughts)) / len(rows))
         self.samples.record(kept)
+        return solved

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any
 
+from mini_r1.intervals import ALL
 from mini_r1.recipe import Recipe
 
 # Steps whose times make the median, and steps whose entropy counts as what the run began with.
@@ -46,6 +47,10 @@ _MESSAGES = {
     "slow": "a step took {value:.1f} s, usually it is {usual:.1f} s: another program on this machine, a slow network "
     "or file system, or a server that starves (guard_step_time_factor)",
 }
+_FALLEN = (
+    "held-out success fell to {now:.1%} after {best:.1%} at step {step}, more than chance explains: the policy "
+    "unlearns, or games what it is trained on; lower learning_rate, or keep an earlier checkpoint (guard_held_out)"
+)
 _TOO_EASY = "too easy (raise number_counts or widen number_range)"
 _TOO_HARD = "too hard (lower number_counts, begin with a stronger model or a cold start)"
 _STOPS = ("flat", "unformatted", "gap")
@@ -74,9 +79,10 @@ class Guards:
         self._off: dict[str, int] = {}  # guard -> steps since which it is off
         self._entropies: list[float] = []
         self._times: deque[float] = deque(maxlen=_TIMES)
+        self._best = (0, 0.0, 0.0)  # of the evaluations: its step, success, and the lower end of its interval
 
     def observe(self, step: int, logs: Mapping[str, Any]) -> list[Alarm]:
-        """Takes one log entry of training; those of evaluations and the closing one are passed over.
+        """Takes one log entry; the closing one is passed over.
 
         Args:
             step: optimizer steps done; a resumed run begins in the middle.
@@ -85,6 +91,8 @@ class Guards:
         Returns:
             What there is to say now.
         """
+        if f"eval_pass@1/{ALL}" in logs:
+            return self._evaluation(step, *(logs[f"eval_pass@1{end}/{ALL}"] for end in ("", "_low", "_high")))
         if "reward" not in logs and "loss" not in logs:
             return []
         steps = max(1, step - self._last_step) if self._last_step else 1
@@ -98,6 +106,14 @@ class Guards:
                 message = _MESSAGES[name].format(steps=self._off[name], **facts)
                 alarms.append(Alarm(message, stops=name in _STOPS))
         return alarms
+
+    def _evaluation(self, step: int, success: float, low: float, high: float) -> list[Alarm]:
+        """What the best evaluation and this one, with its interval, say about each other."""
+        if success > self._best[1]:
+            self._best = (step, success, low)
+        if not self._recipe.guards.guard_held_out or high >= self._best[2]:
+            return []
+        return [Alarm(_FALLEN.format(now=success, best=self._best[1], step=self._best[0]))]
 
     def _non_finite(self, numbers: Mapping[str, float]) -> list[Alarm]:
         watched = {"loss": "the loss", "grad_norm": "the gradient"}

@@ -23,8 +23,10 @@ from mini_r1.common import GuardError
 from mini_r1.generation.rollouts import decoding
 from mini_r1.recipe import Recipe
 from mini_r1.training.callbacks import GuardCallback, OneLineProgress, PurgingTensorBoard
+from mini_r1.training.dynamic_sampling import MicroBatch, PuzzleSource, dead_groups, replace_groups
 from mini_r1.training.exact_resume import ExactResumeTrainer
 from mini_r1.training.guards import GAP_METRIC, NON_FINITE, Guards
+from mini_r1.training.held_out import HeldOut
 from mini_r1.training.micro_batches import merge_rows, rows_with_gradient, sort_rows, trim_padding
 
 
@@ -44,24 +46,34 @@ def shard_on_cpu() -> None:
     AcceleratorState.__init__ = with_fsdp
 
 
+def puzzle_source(recipe: Recipe, rows: Any) -> PuzzleSource:
+    """Where puzzles come from that the sampler of the data set does not choose."""
+    task, by_success = recipe.task, recipe.script.puzzle_choice == "success"
+    kinds = [task.stratum(task.puzzle_of(row)) for row in rows] if by_success else [""] * len(rows)
+    return PuzzleSource(rows, kinds, by_success=by_success, seed=recipe.training.seed)
+
+
 class RunTrainer(ExactResumeTrainer):
     """The trainer of a run.
 
     Args:
         recipe: what was asked: guards, and whether micro-batches are trimmed and sorted (without effect when
             `pad_to_multiple_of` asks for padding).
-        on_scored: gets every scored batch; see `callbacks.ScoredCompletions`. Must not raise.
+        on_scored: gets every scored batch and says which completions are correct; see `callbacks.ScoredCompletions`.
+            Must not raise.
         kwargs: as for `GRPOTrainer`, `SavingTrainer` and `ExactResumeTrainer`.
     """
 
-    def __init__(self, *, recipe: Recipe, on_scored: Callable[..., None], **kwargs: Any):
+    def __init__(self, *, recipe: Recipe, on_scored: Callable[..., Sequence[bool]], **kwargs: Any):
         if recipe.training.use_cpu and AcceleratorState.__init__.__name__ != "with_fsdp":
             shard_on_cpu()
         super().__init__(**kwargs)
         is_sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
         if not (self.use_vllm or is_sharded):
             self.model.generate = partial(self.model.generate, **decoding(self.model))
-        self._on_scored = on_scored
+        self._task, self._on_scored, self._held_out = recipe.task, on_scored, HeldOut(recipe.task)
+        self._source = puzzle_source(recipe, self.train_dataset)
+        self._refill_rounds, self._is_refilling = recipe.script.refill_rounds, False
         self._trim = recipe.script.trim_micro_batches and self.pad_to_multiple_of is None
         # Else the loss depends on which rows share a micro-batch, or a step's rows are not whole micro-batches.
         self._sort = (
@@ -83,22 +95,70 @@ class RunTrainer(ExactResumeTrainer):
             self.add_callback(PurgingTensorBoard(self._resume.step + 1 if self._resume else None))
         self.add_callback(GuardCallback(Guards(recipe)))
 
+    # ---- completions -----------------------------------------------------------------------------------------------
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> MicroBatch:
+        if not self.model.training:
+            return super()._generate_and_score_completions(inputs)
+        if self._source.by_success:
+            inputs = self._drawn(len(inputs), 0)
+        batch = super()._generate_and_score_completions(inputs)
+        for round_ in range(1, self._refill_rounds + 1):
+            dead = dead_groups(batch, self.num_generations).sum()
+            most = int(self.accelerator.gather(dead.reshape(1)).max())  # all ranks sample as many
+            if most == 0:
+                break
+            batch = self._refilled(batch, most, round_)
+        if self._refill_rounds:
+            self._metrics["train"]["dead_groups"].append(
+                self.accelerator.gather(dead_groups(batch, self.num_generations).float()).mean().item()
+            )
+        return batch
+
+    def _refilled(self, batch: MicroBatch, groups: int, round_: int) -> MicroBatch:
+        """A batch whose dead groups made room for fresh ones. What is logged stays what the first round gave."""
+        logged = {name: list(values) for name, values in self._metrics["train"].items()}
+        self._is_refilling = True
+        fresh = super()._generate_and_score_completions(self._drawn(groups * self.num_generations, round_))
+        self._is_refilling = False
+        self._metrics["train"].clear()
+        self._metrics["train"].update(logged)
+        batch = replace_groups(batch, fresh, self.num_generations)
+        mask = batch["completion_mask"] * batch.get("tool_mask", 1)
+        return batch | {"num_items_in_batch": self.accelerator.gather(mask.sum()).sum()}
+
+    def _drawn(self, completions: int, round_: int) -> list[dict[str, Any]]:
+        """This rank's rows of as many completions on every rank, siblings side by side."""
+        groups = completions * self.accelerator.num_processes // self.num_generations
+        drawn = self._source.draw(groups, self._step, round_)
+        rows = [row for row in drawn for _ in range(self.num_generations)]
+        begin = completions * self.accelerator.process_index
+        return rows[begin : begin + completions]
+
     def _calculate_rewards(
         self, inputs: list[dict], prompts: list, completions: list, completion_ids_list: Sequence[list[int]]
     ) -> torch.Tensor:
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)  # (B, functions)
-        self._on_scored(
+        solved = self._on_scored(
             rows=inputs,
             prompts=prompts,
             completions=completions,
             completion_ids=completion_ids_list,
             tokenizer=self.processing_class,
             step=self.state.global_step,
-            split="train" if self.model.training else "held_out",
+            split="refill" if self._is_refilling else "train" if self.model.training else "held_out",
             rank=self.accelerator.process_index,
             log_metric=self._log_metric,
         )
+        if not self.model.training:
+            self._held_out.add([self._task.puzzle_of(row) for row in inputs], solved)
+        elif self._source.by_success:
+            kinds = [self._task.stratum(self._task.puzzle_of(row)) for row in inputs]
+            sums = self._source.tally(kinds, torch.tensor(solved, dtype=torch.float32))
+            self._source.count(self.accelerator.reduce(sums.to(rewards.device)))
         return rewards
+
+    # ---- loss ------------------------------------------------------------------------------------------------------
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         before = self._buffered_inputs
@@ -132,6 +192,35 @@ class RunTrainer(ExactResumeTrainer):
             if finite < self.accelerator.num_processes:
                 raise GuardError(NON_FINITE.format(what="the loss"))
         return loss
+
+    # ---- evaluation ------------------------------------------------------------------------------------------------
+
+    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None, None]:
+        """Samples and scores; TRL computes a loss besides, which says nothing in an evaluation."""
+        self._prepare_inputs(inputs)
+        return torch.zeros((), device=self.accelerator.device), None, None
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().evaluation_loop(*args, **kwargs)
+        output.metrics.update(self._held_out.metrics())
+        return output
+
+    def _determine_best_metric(self, *args: Any, **kwargs: Any) -> bool:
+        """Among the steps that are saved, so that the best one is there."""
+        is_candidate = self.control.should_save or self.args.save_strategy == "best"
+        return is_candidate and super()._determine_best_metric(*args, **kwargs)
+
+    # ---- keeping ---------------------------------------------------------------------------------------------------
+
+    def state_to_keep(self) -> dict[str, Any]:
+        return super().state_to_keep() | {"puzzle_success": dict(self._source.counts)}
+
+    def _restore(self) -> None:
+        if self._resume is not None:
+            self._source.counts |= self._resume.manifest.get("puzzle_success") or {}
+        super()._restore()
+
+    # ---- guards ----------------------------------------------------------------------------------------------------
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # the same on every rank

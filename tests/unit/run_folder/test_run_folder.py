@@ -43,6 +43,16 @@ def test_held_out_curve_has_one_point_a_step_and_an_interval_around_it():
     assert last["puzzles"] == 100
 
 
+def test_kinds_of_puzzles_have_points_of_their_own():
+    kind = "3 numbers, + -"
+    names = (("", 0.25), ("_low", 0.1), ("_high", 0.4))
+    entry = {"step": 5, SUCCESS_METRIC: 0.5, **{f"eval_pass@1{end}/{kind}": value for end, value in names}}
+    entry |= {"eval_pass@1/all puzzles": 0.5, "eval_pass@1_low/all puzzles": 0.45, "eval_pass@1_high/all puzzles": 0.55}
+    (point,) = held_out_curve([entry], puzzles=4)
+    assert (point["low"], point["high"]) == (0.45, 0.55)  # of several completions a puzzle, as they were logged
+    assert point["strata"] == {kind: {"pass@1": 0.25, "low": 0.1, "high": 0.4}}
+
+
 def a_run(folder: Path, samples: Path) -> Run:
     recipe = draft(output_dir=str(folder), completion_samples_dir=str(samples), process_index=0, seed=1)
     return Run(recipe, None, load_puzzles(PuzzleArguments("generate", dataset_rows=20), False), [])

@@ -34,6 +34,25 @@ def heard(watch: Guards, steps: int, first: int = 1, every: int = 1, **changes: 
     return said
 
 
+def evaluation(success: float) -> dict[str, float]:
+    return {
+        f"eval_pass@1{end}/all puzzles": success + more for end, more in (("", 0), ("_low", -0.03), ("_high", 0.03))
+    }
+
+
+@pytest.mark.parametrize(("curve", "heard_at"), [
+    ([0.3, 0.7, 0.8, 0.78, 0.75], []),
+    ([0.3, 0.8, 0.73, 0.2, 0.82], [10, 15]),
+    ([0.8, 0.3], [5]),
+])  # fmt: skip
+def test_a_fall_of_held_out_success_beyond_both_intervals_is_told(curve: list[float], heard_at: list[int]):
+    watch, quiet = guards(), guards(guard_held_out=False)
+    said = [watch.observe(5 * index, evaluation(success)) for index, success in enumerate(curve)]
+    assert [5 * index for index, alarms in enumerate(said) if alarms] == heard_at
+    assert all("held-out success fell to" in alarm.message and not alarm.stops for alarms in said for alarm in alarms)
+    assert not any(quiet.observe(0, evaluation(success)) for success in curve)
+
+
 def test_a_healthy_run_hears_nothing():
     assert heard(guards(), 500) == []
 

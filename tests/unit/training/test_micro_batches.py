@@ -57,6 +57,8 @@ def step(trainer: Any, batches: list[dict], plain: bool) -> tuple[float, list[An
     pytest.param({"loss_type": "luspo", "importance_sampling_level": "sequence"}, True, True, id="luspo"),
     pytest.param({"loss_type": "grpo"}, True, True, id="grpo without reference"),
     pytest.param({"loss_type": "grpo", "beta": 0.05}, True, False, id="grpo with reference: KL has a gradient"),
+    pytest.param({"lora": True}, True, True, id="adapter"),
+    pytest.param({"lora": True, "beta": 0.05}, True, False, id="adapter with its base as reference"),
     pytest.param({"loss_type": "bnpo"}, False, False, id="bnpo: each micro-batch has a normaliser of its own"),
     pytest.param({"top_entropy_quantile": 0.5}, False, False, id="entropy quantile of each micro-batch"),
     pytest.param({"entropy_coef": 0.1}, False, False, id="entropy bonus of each micro-batch"),
@@ -66,11 +68,14 @@ def step(trainer: Any, batches: list[dict], plain: bool) -> tuple[float, list[An
 ])  # fmt: skip
 def test_loss_and_gradients_are_those_of_trl(settings: dict, sorts: bool, skips: bool, tmp_path: Path):
     import torch
+    from peft import LoraConfig
 
     from mini_r1.training.micro_batches import sort_rows
 
     torch.manual_seed(0)
-    trainer = make_trainer(tmp_path, **{"beta": 0.0, "loss_type": "dapo"} | settings)
+    settings = {"beta": 0.0, "loss_type": "dapo"} | settings
+    adapter = LoraConfig(r=4, init_lora_weights=False) if settings.pop("lora", False) else None
+    trainer = make_trainer(tmp_path, adapter=adapter, **settings)
     assert (trainer._sort, trainer._skip_zeros) == (sorts, skips)
     batches = rollouts(trainer)
     arranged = sort_rows(batches, 4, zeros_apart=skips) if sorts else batches

@@ -14,7 +14,13 @@ from conftest import TINY_MODEL, draft
 pytestmark = pytest.mark.slow
 
 
-def make_trainer(folder: Path, on_scored: Callable[..., None] = lambda **batch: None, **settings: object):
+def make_trainer(
+    folder: Path,
+    on_scored: Callable[..., Any] = lambda **batch: None,
+    adapter: Any = None,
+    own: Any = None,
+    **settings: Any,
+):
     from datasets import Dataset
     from transformers import AutoTokenizer
     from trl import GRPOConfig
@@ -43,7 +49,8 @@ def make_trainer(folder: Path, on_scored: Callable[..., None] = lambda **batch: 
         args=arguments,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
-        recipe=draft(**vars(arguments)),
+        peft_config=adapter,
+        recipe=draft(**vars(arguments), **(own or {})),
         resume=None,
         sample_sizes=dict,
         on_scored=on_scored,
@@ -89,7 +96,7 @@ def test_the_observer_sees_every_completion_once_and_in_both_modes(tmp_path: Pat
     import torch
 
     seen: list[dict] = []
-    trainer = make_trainer(tmp_path, lambda **batch: seen.append(batch))
+    trainer = make_trainer(tmp_path, lambda **batch: seen.append(batch) or [True] * len(batch["rows"]))
     trainer.model.train()
     trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
     trainer.model.eval()
@@ -112,7 +119,10 @@ def test_a_step_is_told_in_one_line():
     assert line == "step       12/40 | solved  62% | format 100% |  98.2 tokens | 3.50 attempts | 8.0 s"
     held_out = progress_line({f"eval_{key}": value for key, value in logs.items()}, 15, 40)
     assert held_out is not None
-    assert held_out.startswith("held-out   15/40 | solved  62% | ")
+    assert held_out.startswith("held-out   15/40 | solved  62% | format")
+    kinds = {"eval_pass@1/all puzzles": 0.62, "eval_pass@1/3 numbers, + -": 0.7}
+    held_out = progress_line({f"eval_{key}": value for key, value in logs.items()} | kinds, 15, 40)
+    assert held_out.startswith("held-out   15/40 | solved  62% | 3 numbers, + - 70% | format")
     assert progress_line({"train_runtime": 3.0}, 40, 40) is None
 
 
