@@ -38,7 +38,7 @@ class HeldOut:
         for kind, key, is_solved in verdicts:
             for name in (ALL, kind):
                 kinds.setdefault(name, {}).setdefault(key, []).append(is_solved)
-        logged = {}
+        logged: dict[str, float] = {}
         for kind, puzzles in kinds.items():
             for k in sorted({1, min(map(len, puzzles.values()))}):
                 rates = [pass_at_k(len(drawn), sum(drawn), k) for drawn in puzzles.values()]
