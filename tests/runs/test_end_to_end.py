@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -108,11 +109,10 @@ SHARDED = {
 
 @pytest.fixture(scope="module")
 def zero3(launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two processes under ZeRO-3 that was left in peace."""
+    """A run of two processes under ZeRO-3 that was left in peace, and profiled, which changes none of its numbers."""
     folder = tmp_path_factory.mktemp("zero3")
-    code, output = launcher.run(
-        config="deepspeed_zero3.yaml", **SHARDED, output_dir=folder / "run", completion_samples_dir=folder / "samples"
-    )
+    places = {"output_dir": folder / "run", "completion_samples_dir": folder / "samples"}
+    code, output = launcher.run(config="deepspeed_zero3.yaml", **SHARDED, **places, profile=2)
     assert code == 0, output
     return folder / "run"
 
@@ -135,6 +135,10 @@ def check_shards(run: Path) -> None:
 
 def test_zero3_on_two_cpu_processes(zero3: Path):
     check_shards(zero3)
+    traces = sorted(path.name for path in (zero3 / "profile").glob("trace-*"))
+    assert traces == ["trace-rank-0.json.gz", "trace-rank-1.json.gz"]
+    (head,) = [line for line in (zero3 / "profile" / "breakdown.md").read_text().splitlines() if "slowest" in line]
+    assert sorted(re.findall(r"rank (\d)", head)) == ["0", "1"]
 
 
 @pytest.mark.long

@@ -33,6 +33,7 @@ class ScriptArguments:
     )
     refill_rounds: int = key(0, "Rounds in which groups of equal rewards make room for fresh ones (DAPO); 0: none.")
     trim_micro_batches: bool = key(True, "Micro-batches of rows of like length, cut to their own longest row.")
+    profile: int = key(0, "Optimizer steps to profile after the first one, into output_dir/profile (0: none).")
 
     def __post_init__(self) -> None:
         self.dry_run = self.dry_run or self.plan_for is not None

@@ -41,7 +41,7 @@ def check_values(recipe: Recipe) -> None:
     positive = "learning_rate temperature max_completion_length max_prompt_tokens".split()
     batches = "per_device_train_batch_size gradient_accumulation_steps per_device_eval_batch_size".split()
     require_at_least(keys, 0, *positive, exclusive=True)
-    require_at_least(keys, 0, "beta", "weight_decay", "eval_puzzles", "refill_rounds")
+    require_at_least(keys, 0, "beta", "weight_decay", "eval_puzzles", "refill_rounds", "profile")
     require_at_least(keys, 0, *GuardArguments.__dataclass_fields__)
     require_at_least(keys, 1, *batches, "guard_patience")
     require_at_least(keys, 2, "num_generations")  # advantages compare siblings

@@ -8,6 +8,7 @@
 | `tensorboard/`, `trainer_state.json` (last of all) | transformers | the log; the second marks the run as finished |
 | `samples/*.jsonl`, `completion_samples/NAME/*.txt` | samples | kept completions, for programs and for people |
 | `held_out.json` | folder | held-out success over the run |
+| `profile/` | training | where the time of some steps went, if the recipe says `profile` |
 """
 
 RUN_DESCRIPTION = "run.json"
@@ -16,3 +17,4 @@ TRAINER_STATE = "trainer_state.json"
 HELD_OUT = "held_out.json"
 SET_ASIDE = "set-aside"
 SAMPLES = "samples"
+PROFILE = "profile"

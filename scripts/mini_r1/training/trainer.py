@@ -22,6 +22,7 @@ from transformers.integrations import TensorBoardCallback
 from mini_r1.common import GuardError
 from mini_r1.generation.rollouts import decoding
 from mini_r1.recipe import Recipe
+from mini_r1.training import profiling
 from mini_r1.training.callbacks import GuardCallback, OneLineProgress, PurgingTensorBoard
 from mini_r1.training.dynamic_sampling import MicroBatch, PuzzleSource, dead_groups, replace_groups
 from mini_r1.training.exact_resume import ExactResumeTrainer
@@ -94,6 +95,8 @@ class RunTrainer(ExactResumeTrainer):
         if self.pop_callback(TensorBoardCallback) is not None:
             self.add_callback(PurgingTensorBoard(self._resume.step + 1 if self._resume else None))
         self.add_callback(GuardCallback(Guards(recipe)))
+        if recipe.script.profile:
+            profiling.attach(self, recipe.script.profile)
 
     # ---- completions -----------------------------------------------------------------------------------------------
 

@@ -161,10 +161,11 @@ def test_what_may_change_on_the_way(
     assert all(f"{key}: " in " ".join(resume.notes) for key in change if key != "gradient_accumulation_steps")
 
 
-def test_the_same_recipe_says_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+@pytest.mark.parametrize("change", [{}, {"profile": 3}, {"trim_micro_batches": False}])  # which leave the steps alone
+def test_the_same_recipe_says_nothing(change: dict, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     checkpoint(tmp_path, 10)
     describe(tmp_path)
-    resume = find(settings(tmp_path), {})
+    resume = find(settings(tmp_path, **change), {})
     assert resume is not None
     assert resume.notes == []
     assert caplog.text == ""
