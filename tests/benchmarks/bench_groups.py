@@ -20,7 +20,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import itertools
 
 from bench_learning import ROOT, run
-
 from mini_r1.common import ArgumentParser, run_cli
 
 WAYS: dict[str, dict[str, Any]] = {

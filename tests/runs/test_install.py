@@ -21,6 +21,7 @@ from conftest import QUICK, ROOT, flags
 
 pytestmark = pytest.mark.slow
 
+SOURCES = ("deepspeed", "cellpylib", "pycosat", "zss")
 CONSTRAINTS = ROOT / "configs" / "constraints.txt"
 # The oldest and the newest stand for those between them in `make test`; `make resolve` asks for all.
 PYTHONS = ["3.11", *(pytest.param(python, marks=pytest.mark.long) for python in ("3.12", "3.13")), "3.14"]
@@ -48,15 +49,15 @@ def cpu_torch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def resolve(platform: str, python: str, *arguments: object, constraints: Path = CONSTRAINTS) -> str:
     """What uv says when it cannot resolve pyproject.toml with the constraints, empty when it can.
 
-    Wheels only, as on a machine without a compiler; DeepSpeed alone is published as source. uv reads no settings of
-    pip, and none of its own here: wheels that lie on this machine do not count.
+    Wheels only, as on a machine without a compiler; DeepSpeed and three requirements of reasoning-gym are published as
+    source. uv reads no settings of pip, and none of its own here: wheels that lie on this machine do not count.
     """
     environment = {key: value for key, value in os.environ.items() if not key.startswith("UV_")}
     done = subprocess.run(
         [
             *(sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-config", "--no-python-downloads"),
             *("--python-platform", platform, "--python-version", python, "--constraints", constraints),
-            *("--only-binary", ":all:", "--no-binary", "deepspeed"),
+            *("--only-binary", ":all:", *(word for name in SOURCES for word in ("--no-binary", name))),
             *("pyproject.toml", "--output-file", os.devnull, *arguments),
         ],
         cwd=ROOT,
@@ -74,7 +75,7 @@ def resolve(platform: str, python: str, *arguments: object, constraints: Path = 
     ("platform", "extras"),
     [
         pytest.param(LINUX, [], id="base"),
-        pytest.param(LINUX, ["dev"], id="base and dev"),
+        pytest.param(LINUX, ["dev", "bench"], id="base, dev and bench"),
         pytest.param(NEWER_LINUX, ["gpu", "dev"], id="gpu and dev"),
         pytest.param(NEWER_LINUX, ["cpu-vllm", "dev"], id="cpu-vllm and dev"),
         pytest.param(MACOS, [], id="base on macOS"),

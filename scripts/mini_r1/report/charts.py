@@ -67,14 +67,8 @@ def make_charts(runs: Sequence[RunRecord]) -> list[Chart]:
     held_out = [[(p["step"], p["pass@1"], p["low"], p["high"]) for p in run.held_out] for run in runs]
     charts = [Chart("Held-out success (pass@1, 95 % interval)", "eval/" + _METRICS[0][0], True, held_out)]
     for kind in sorted({kind for run in runs for point in run.held_out for kind in point.get("strata", ())}):
-        of_kind = [
-            [
-                (point["step"], *(point["strata"][kind][name] for name in ("pass@1", "low", "high")))
-                for point in run.held_out if kind in point.get("strata", ())
-            ]
-            for run in runs
-        ]  # fmt: skip
-        charts.append(Chart(f"Held-out: {kind}", f"eval/pass@1/{kind}", True, of_kind))
+        title, metric = f"Held-out: {kind}", f"eval/pass@1/{kind}"
+        charts.append(Chart(title, metric, True, [_of_kind(run, kind) for run in runs]))
     metrics = {metric: (title, is_share) for metric, title, is_share in _METRICS}
     for name in sorted({name for run in runs for entry in run.history for name in entry}):
         if added := re.fullmatch(
@@ -85,6 +79,12 @@ def make_charts(runs: Sequence[RunRecord]) -> list[Chart]:
         Chart(title, name, share, [run.points(name) for run in runs]) for name, (title, share) in metrics.items()
     ]
     return [chart for chart in charts if any(chart.series)]
+
+
+def _of_kind(run: RunRecord, kind: str) -> list[tuple[float, ...]]:
+    """Held-out success of one kind of puzzle: step, rate and the ends of its interval."""
+    points = [(point["step"], point["strata"][kind]) for point in run.held_out if kind in point.get("strata", ())]
+    return [(step, rate["pass@1"], rate["low"], rate["high"]) for step, rate in points]
 
 
 def draw_curves(runs: Sequence[RunRecord], path: Path) -> bool:

@@ -165,11 +165,14 @@ def held_out_curve(log_history: Iterable[dict[str, Any]], puzzles: int) -> list[
         if SUCCESS_METRIC in entry:
             rate = entry[SUCCESS_METRIC]
             strata = {
-                kind.removeprefix(_KIND): {"pass@1": of_kind} | {
-                    end: entry[kind.replace("@1", f"@1_{end}")] for end in ("low", "high")
+                key.removeprefix(_KIND): {
+                    "pass@1": of_kind,
+                    "low": entry[key.replace("@1", "@1_low")],
+                    "high": entry[key.replace("@1", "@1_high")],
                 }
-                for kind, of_kind in entry.items() if kind.startswith(_KIND)
-            }  # fmt: skip
+                for key, of_kind in entry.items()
+                if key.startswith(_KIND)
+            }
             bounds = strata.pop(ALL, None)
             low, high = (bounds["low"], bounds["high"]) if bounds else wilson_interval(rate * puzzles, puzzles)
             curve[entry["step"]] = {
