@@ -20,6 +20,7 @@ ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
 
 # What the common model families write at the end of a turn, when decoding does not skip special tokens.
 END_OF_TEXT = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<end_of_turn>", "<eos>", "</s>")
+_END = re.compile(rf"(?:\s|{'|'.join(re.escape(token[::-1]) for token in END_OF_TEXT)})*")  # of a text read backwards
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -51,9 +52,7 @@ def response(completion: Any, prompt: Any = None) -> str:
     text = message_text(completion)
     prompt_text = message_text(prompt[-1:] if isinstance(prompt, list) else prompt)
     prefilled = prompt_text.rstrip().endswith(THINK_OPEN) if prompt_text else not text.lstrip().startswith(THINK_OPEN)
-    text = text.rstrip()
-    while text.endswith(END_OF_TEXT):
-        text = next(text.removesuffix(token) for token in END_OF_TEXT if text.endswith(token)).rstrip()
+    text = text[: len(text) - len(_END.match(text[::-1])[0])]
     return THINK_OPEN + text if prefilled else text
 
 

@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
     before = args.out / "before"
     if not before.exists():
         args.out.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["git", "worktree", "add", "--quiet", "--detach", before, BEFORE], cwd=ROOT, check=True)
+        subprocess.run(["git", "worktree", "add", "-f", "--quiet", "--detach", before, BEFORE], cwd=ROOT, check=True)
     times: dict[str, list[float]] = {"TRL": [], "before": [], "here": []}
     for seed in args.seeds:
         for name, seconds in times.items():

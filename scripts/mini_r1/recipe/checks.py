@@ -61,6 +61,15 @@ def check_values(recipe: Recipe) -> None:
     if keys.refill_rounds and (of_rank := batch.per_generation // processes) % batch.generations:
         uneven = f"{of_rank} completions of a process are no multiple of num_generations ({batch.generations})"
         raise RecipeError(f"refill_rounds replaces whole groups, and {uneven}: change one of them")
+    if keys.refill_rounds and (
+        keys.scale_rewards == "batch" or keys.multi_objective_aggregation != "sum_then_normalize"
+    ):
+        raise RecipeError(
+            "refill_rounds mixes groups of several rounds, each with a scale of its own: remove it, or set "
+            "scale_rewards: group and multi_objective_aggregation: sum_then_normalize"
+        )
+    if str(keys.metric_for_best_model).removeprefix("eval_") == "loss":
+        raise RecipeError("metric_for_best_model: evaluations compute no loss; remove it for held-out success")
     if keys.eval_strategy != "no":
         require_at_least(keys, 1, "eval_puzzles")
     if keys.use_vllm:

@@ -111,8 +111,8 @@ def _saves_at_a_time(recipe: Recipe) -> int:
         return 0
     every = training.save_steps if training.save_steps >= 1 else math.ceil(training.save_steps * training.max_steps)
     saves = math.ceil(training.max_steps / every)
-    # Transformers writes the new one before it removes the oldest.
-    return min(saves, (training.save_total_limit or saves) + 1)
+    # The new one is written before the oldest is removed; two are kept at least, the best and the newest.
+    return min(saves, max(training.save_total_limit or saves, 2) + 1)
 
 
 def disk_lines(recipe: Recipe, shape: memory.ModelShape, machine: Machine) -> list[str]:

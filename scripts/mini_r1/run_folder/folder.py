@@ -216,7 +216,7 @@ class Run:
         lines, step = ["", f"Run {self.name} is done: {trainer.state.global_step} steps."], self._final_step(trainer)
         if step != trainer.state.global_step:
             lines.append(f"  The model is that of step {step}, the best by {trainer.args.metric_for_best_model}.")
-        elif (best := trainer.state.best_model_checkpoint) and int(best.rpartition("-")[2]) != step:
+        elif (best := trainer.state.best_model_checkpoint) and Path(best).is_dir() and not best.endswith(f"-{step}"):
             lines.append(f"  best checkpoint:  {best} (by {trainer.args.metric_for_best_model})")
         for label, point in zip(("before", "after"), (curve[0], final_point(curve)) if curve else (), strict=False):
             lines.append(

@@ -23,6 +23,8 @@ from mini_r1.task import Task, load_task
 SUCCESS_METRIC = "eval_rewards/equation_reward_func/mean"
 LENGTH_METRIC = "eval_completions/mean_length"
 _KIND = "eval_pass@1/"  # and the kind of puzzle
+PASS_METRIC = f"{_KIND}{ALL}"
+_POINT = ("pass@1", "low", "high")
 
 
 @dataclass(frozen=True)
@@ -162,29 +164,26 @@ def held_out_curve(log_history: Iterable[dict[str, Any]], puzzles: int) -> list[
     """
     curve = {}
     for entry in log_history:
-        if SUCCESS_METRIC in entry:
+        strata = _strata(entry)
+        everything = strata.pop(ALL, None)
+        if everything is None and SUCCESS_METRIC in entry:  # an early run
             rate = entry[SUCCESS_METRIC]
-            strata = {
-                key.removeprefix(_KIND): {
-                    "pass@1": of_kind,
-                    "low": entry[key.replace("@1", "@1_low")],
-                    "high": entry[key.replace("@1", "@1_high")],
-                }
-                for key, of_kind in entry.items()
-                if key.startswith(_KIND)
-            }
-            bounds = strata.pop(ALL, None)
-            low, high = (bounds["low"], bounds["high"]) if bounds else wilson_interval(rate * puzzles, puzzles)
-            curve[entry["step"]] = {
-                "step": entry["step"],
-                "pass@1": rate,
-                "low": low,
-                "high": high,
-                "puzzles": puzzles,
-                "mean_tokens": entry.get(LENGTH_METRIC),
-                "strata": strata,
-            }
+            everything = dict(zip(_POINT, (rate, *wilson_interval(rate * puzzles, puzzles)), strict=True))
+        if everything is not None:
+            more = {"puzzles": puzzles, "mean_tokens": entry.get(LENGTH_METRIC), "strata": strata}
+            curve[entry["step"]] = {"step": entry["step"], **everything, **more}
     return list(curve.values())
+
+
+def _strata(entry: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Success by kind of puzzle in an entry of the log, all puzzles among them; empty in early runs."""
+    kinds = [key.removeprefix(_KIND) for key in entry if key.startswith(_KIND)]
+    names = {kind: [f"eval_pass@1{end}/{kind}" for end in ("", "_low", "_high")] for kind in kinds}
+    return {
+        kind: dict(zip(_POINT, (entry[name] for name in three), strict=True))
+        for kind, three in names.items()
+        if all(name in entry for name in three)
+    }
 
 
 def final_point(curve: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -67,6 +67,10 @@ class GuardCallback(TrainerCallback):
     def __init__(self, guards: Guards):
         self.guards = guards
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        for entry in state.log_history:  # of a run that resumes
+            self.guards.observe(entry["step"], entry)
+
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         # Times differ between ranks, and all must come to the same decision.
         found = [self.guards.observe(state.global_step, logs or {})]

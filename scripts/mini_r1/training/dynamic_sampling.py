@@ -18,8 +18,11 @@ from typing import Any
 
 import torch
 
+from mini_r1.task import Task
+
 MicroBatch = dict[str, Any]
 
+_TRIES = 200  # puzzles looked at to find one of a kind; a kind rarer than one in this many may be missed
 _KEPT = 0.9  # of what was counted before, with each batch that is counted: the policy changes
 _ALONG_PROMPT = ("prompt_ids", "prompt_mask")  # padded left; everything else is padded right
 
@@ -28,22 +31,23 @@ class PuzzleSource:
     """Draws puzzles to train on, the same on every rank.
 
     Args:
+        task: names a puzzle's kind, its stratum.
         rows: the training data set, one row per puzzle.
-        kinds: the stratum of each row.
         by_success: whether kinds are drawn by p (1 - p); else every puzzle is as likely as any other.
         seed: the run's.
 
     Attributes:
-        counts: stratum -> its successes and completions; older ones count less. All that a checkpoint has to keep.
+        counts: kind -> its successes and completions; older ones count less. All that a checkpoint has to keep.
     """
 
-    def __init__(self, rows: Any, kinds: Sequence[str], *, by_success: bool, seed: int):
+    def __init__(self, task: Task, rows: Any, *, by_success: bool, seed: int):
         self.rows, self.by_success, self.seed = rows, by_success, seed
-        self._members: dict[str, list[int]] = {}
-        for index, kind in enumerate(kinds):
-            self._members.setdefault(kind, []).append(index)
-        self.kinds = sorted(self._members)
-        self.counts: dict[str, list[float]] = {kind: [0.0, 0.0] for kind in self.kinds}
+        self.counts: dict[str, list[float]] = {}
+        self._stratum = lambda row: task.stratum(task.puzzle_of(row))
+        if by_success:
+            order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+            kinds = {self._stratum(rows[index]) for index in order[:_TRIES].tolist()}
+            self.counts = {kind: [0.0, 0.0] for kind in sorted(kinds)}
 
     def draw(self, puzzles: int, *place: int) -> list[dict[str, Any]]:
         """As many rows, with replacement.
@@ -53,15 +57,18 @@ class PuzzleSource:
             place: where in the training; other numbers draw other rows.
         """
         generator = torch.Generator().manual_seed(hash((self.seed, *place)) % 2**63)  # ints hash alike everywhere
+        return [self._one(generator) for _ in range(puzzles)]
+
+    def _one(self, generator: torch.Generator) -> dict[str, Any]:
+        wanted = None
         if self.by_success:
-            weights = torch.tensor([self._weight(kind) for kind in self.kinds])
-        else:
-            weights = torch.tensor([float(len(self._members[kind])) for kind in self.kinds])
-        chosen = []
-        for kind in torch.multinomial(weights, puzzles, replacement=True, generator=generator).tolist():
-            members = self._members[self.kinds[kind]]
-            chosen.append(self.rows[members[int(torch.randint(len(members), (), generator=generator))]])
-        return chosen
+            weights = torch.tensor([self._weight(kind) for kind in self.counts])
+            wanted = list(self.counts)[int(torch.multinomial(weights, 1, generator=generator))]
+        for _ in range(_TRIES):  # classifying all puzzles beforehand would take minutes where there are many
+            row = self.rows[int(torch.randint(len(self.rows), (), generator=generator))]
+            if wanted is None or self._stratum(row) == wanted:
+                break
+        return row
 
     def _weight(self, kind: str) -> float:
         """p (1 - p), with one success and one failure added, so that a kind not seen lately is tried again."""
@@ -69,22 +76,26 @@ class PuzzleSource:
         rate = (successes + 1) / (completions + 2)
         return rate * (1 - rate)
 
-    def tally(self, kinds: Sequence[str], solved: torch.Tensor) -> torch.Tensor:
+    def tally(self, rows: Sequence[dict[str, Any]], solved: Sequence[bool]) -> torch.Tensor:
         """Successes and completions of each kind, (kinds, 2), in a batch; `count` takes them summed over ranks."""
-        sums = torch.zeros(len(self.kinds), 2)
-        places = torch.tensor([self.kinds.index(kind) for kind in kinds], dtype=torch.long)
-        return sums.index_add(0, places, torch.stack([solved, torch.ones_like(solved)], dim=1))
+        sums = {kind: [0.0, 0.0] for kind in self.counts}
+        for row, is_solved in zip(rows, solved, strict=True):
+            of_kind = sums.get(self._stratum(row), [0.0, 0.0])  # one too rare to be known is not counted
+            of_kind[0] += is_solved
+            of_kind[1] += 1
+        return torch.tensor(list(sums.values()))
 
-    def count(self, sums: torch.Tensor) -> None:
-        """Takes a batch into account."""
-        for kind, (successes, completions) in zip(self.kinds, sums.tolist(), strict=True):
-            before = self.counts[kind]
-            self.counts[kind] = [_KEPT * before[0] + successes, _KEPT * before[1] + completions]
+    def count(self, sums: torch.Tensor, fades: bool) -> None:
+        """Takes a batch into account; `fades`: what was counted before counts less from now on."""
+        kept = _KEPT if fades else 1.0
+        for (kind, before), (successes, completions) in zip(list(self.counts.items()), sums.tolist(), strict=True):
+            self.counts[kind] = [kept * before[0] + successes, kept * before[1] + completions]
 
 
 def dead_groups(batch: MicroBatch, generations: int) -> torch.Tensor:
-    """Which groups have no advantage, (B / G,) bool."""
-    return (batch["advantages"].abs() < 1e-6).view(-1, generations).all(dim=1)
+    """Which groups have no advantage, (B / G,) bool: equal rewards give equal ones, by rounding not always 0."""
+    advantages = batch["advantages"].view(-1, generations)
+    return (advantages == advantages[:, :1]).all(dim=1)
 
 
 def replace_groups(batch: MicroBatch, fresh: MicroBatch, generations: int) -> MicroBatch:
@@ -106,14 +117,15 @@ def replace_groups(batch: MicroBatch, fresh: MicroBatch, generations: int) -> Mi
     for key, value in batch.items():
         if isinstance(value, torch.Tensor) and value.dim() > 0:
             width = max(value.size(1), fresh[key].size(1)) if value.dim() > 1 else None
-            filled[key] = _padded(value, width, key in _ALONG_PROMPT).clone()
-            filled[key][here] = _padded(fresh[key], width, key in _ALONG_PROMPT)[there]
+            filled[key] = _padded(key, value, width).clone()
+            filled[key][here] = _padded(key, fresh[key], width)[there]
     return filled
 
 
-def _padded(value: torch.Tensor, width: int | None, on_the_left: bool) -> torch.Tensor:
-    """(B, width), filled with 0, which the masks leave out."""
+def _padded(key: str, value: torch.Tensor, width: int | None) -> torch.Tensor:
+    """(B, width), filled with what the masks leave out: 0, and for a ratio 1, whose logarithm the vespo loss sums."""
     if width is None:
         return value
     more = width - value.size(1)
-    return torch.nn.functional.pad(value, (more, 0) if on_the_left else (0, more))
+    sides = (more, 0) if key in _ALONG_PROMPT else (0, more)
+    return torch.nn.functional.pad(value, sides, value=float(key == "importance_sampling_ratio"))

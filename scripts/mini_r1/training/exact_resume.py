@@ -188,6 +188,7 @@ class ExactResumeTrainer(SavingTrainer):
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         self._restore()  # where there was no step to make
         self.wait_for_checkpoint()
+        self.args.save_total_limit = None  # with a limit of 1 transformers would leave the best checkpoint only
         return super()._finalize_training(*args, **kwargs)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -205,7 +206,7 @@ class ExactResumeTrainer(SavingTrainer):
             return
         self._total_loss_scalar = float(resume.manifest.get("loss_sum", 0.0))
         self.state.compute_steps(self.args, self.state.max_steps)  # how often to log, save and evaluate: the recipe's
-        # Only `_step` modulo the generation's length matters, so it may restart at 0 when the layout changed.
+        # Only `_step` modulo the generation's length matters to TRL, so it restarts at 0 when the layout changed.
         same_layout = resume.manifest.get("layout") == self._layout()
         self._step = int(resume.manifest.get("micro_steps", 0)) if same_layout else 0
         if self._is_mid_generation():

@@ -133,7 +133,7 @@ class Guards:
         guards, weights = self._recipe.guards, self._recipe.training.reward_weights
         self._has_format |= numbers.get(FORMAT_METRIC, 1.0) > 0
         is_solved = numbers["reward"] > 0.5 * (sum(weights) if weights else 2.0)
-        is_flat = numbers.get("frac_reward_zero_std", 0.0) >= 1.0
+        is_flat = numbers.get("dead_groups", numbers.get("frac_reward_zero_std", 0.0)) >= 1.0  # after refills
         too = {"too": _TOO_EASY if is_solved else _TOO_HARD}
         return [
             ("flat", is_flat, guards.guard_zero_spread_steps, too),

@@ -8,7 +8,9 @@ Shapes: B completions (P prompts x G generations), T_c completion tokens.
 
 from __future__ import annotations
 
+import copy
 import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -47,13 +49,6 @@ def shard_on_cpu() -> None:
     AcceleratorState.__init__ = with_fsdp
 
 
-def puzzle_source(recipe: Recipe, rows: Any) -> PuzzleSource:
-    """Where puzzles come from that the sampler of the data set does not choose."""
-    task, by_success = recipe.task, recipe.script.puzzle_choice == "success"
-    kinds = [task.stratum(task.puzzle_of(row)) for row in rows] if by_success else [""] * len(rows)
-    return PuzzleSource(rows, kinds, by_success=by_success, seed=recipe.training.seed)
-
-
 class RunTrainer(ExactResumeTrainer):
     """The trainer of a run.
 
@@ -73,7 +68,8 @@ class RunTrainer(ExactResumeTrainer):
         if not (self.use_vllm or is_sharded):
             self.model.generate = partial(self.model.generate, **decoding(self.model))
         self._task, self._on_scored, self._held_out = recipe.task, on_scored, HeldOut(recipe.task)
-        self._source = puzzle_source(recipe, self.train_dataset)
+        by_success = recipe.script.puzzle_choice == "success"
+        self._source = PuzzleSource(self._task, self.train_dataset, by_success=by_success, seed=self.args.seed)
         self._refill_rounds, self._is_refilling = recipe.script.refill_rounds, False
         self._trim = recipe.script.trim_micro_batches and self.pad_to_multiple_of is None
         # Else the loss depends on which rows share a micro-batch, or a step's rows are not whole micro-batches.
@@ -111,29 +107,28 @@ class RunTrainer(ExactResumeTrainer):
             most = int(self.accelerator.gather(dead.reshape(1)).max())  # all ranks sample as many
             if most == 0:
                 break
-            batch = self._refilled(batch, most, round_)
+            batch = replace_groups(batch, self._fresh(most, round_), self.num_generations)
         if self._refill_rounds:
-            self._metrics["train"]["dead_groups"].append(
-                self.accelerator.gather(dead_groups(batch, self.num_generations).float()).mean().item()
-            )
+            mask = batch["completion_mask"] * batch.get("tool_mask", 1)
+            batch["num_items_in_batch"] = self.accelerator.gather(mask.sum()).sum()
+            left = self.accelerator.gather(dead_groups(batch, self.num_generations).float())
+            self._metrics["train"]["dead_groups"].append(left.mean().item())
         return batch
 
-    def _refilled(self, batch: MicroBatch, groups: int, round_: int) -> MicroBatch:
-        """A batch whose dead groups made room for fresh ones. What is logged stays what the first round gave."""
-        logged = {name: list(values) for name, values in self._metrics["train"].items()}
-        self._is_refilling = True
-        fresh = super()._generate_and_score_completions(self._drawn(groups * self.num_generations, round_))
-        self._is_refilling = False
-        self._metrics["train"].clear()
-        self._metrics["train"].update(logged)
-        batch = replace_groups(batch, fresh, self.num_generations)
-        mask = batch["completion_mask"] * batch.get("tool_mask", 1)
-        return batch | {"num_items_in_batch": self.accelerator.gather(mask.sum()).sum()}
+    def _fresh(self, groups: int, round_: int) -> MicroBatch:
+        """As many groups on every rank, scored. What is logged stays what the first round gave."""
+        metrics, logs = self._metrics["train"], self._logs
+        self._metrics["train"], self._logs, self._is_refilling = defaultdict(list), copy.deepcopy(logs), True
+        try:
+            return super()._generate_and_score_completions(self._drawn(groups * self.num_generations, round_))
+        finally:
+            self._metrics["train"], self._logs, self._is_refilling = metrics, logs, False
 
     def _drawn(self, completions: int, round_: int) -> list[dict[str, Any]]:
         """This rank's rows of as many completions on every rank, siblings side by side."""
         groups = completions * self.accelerator.num_processes // self.num_generations
-        drawn = self._source.draw(groups, self._step, round_)
+        # The step as well, since a changed layout of micro-batches begins to count at 0 again.
+        drawn = self._source.draw(groups, self.state.global_step, self._step, round_)
         rows = [row for row in drawn for _ in range(self.num_generations)]
         begin = completions * self.accelerator.process_index
         return rows[begin : begin + completions]
@@ -142,6 +137,8 @@ class RunTrainer(ExactResumeTrainer):
         self, inputs: list[dict], prompts: list, completions: list, completion_ids_list: Sequence[list[int]]
     ) -> torch.Tensor:
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)  # (B, functions)
+        if self._is_refilling and not self._source.by_success:
+            return rewards
         solved = self._on_scored(
             rows=inputs,
             prompts=prompts,
@@ -156,9 +153,8 @@ class RunTrainer(ExactResumeTrainer):
         if not self.model.training:
             self._held_out.add([self._task.puzzle_of(row) for row in inputs], solved)
         elif self._source.by_success:
-            kinds = [self._task.stratum(self._task.puzzle_of(row)) for row in inputs]
-            sums = self._source.tally(kinds, torch.tensor(solved, dtype=torch.float32))
-            self._source.count(self.accelerator.reduce(sums.to(rewards.device)))
+            sums = self._source.tally(inputs, solved).to(rewards.device)
+            self._source.count(self.accelerator.reduce(sums), fades=not self._is_refilling)
         return rewards
 
     # ---- loss ------------------------------------------------------------------------------------------------------
@@ -198,10 +194,10 @@ class RunTrainer(ExactResumeTrainer):
 
     # ---- evaluation ------------------------------------------------------------------------------------------------
 
-    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None, None]:
+    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> tuple[None, None, None]:
         """Samples and scores; TRL computes a loss besides, which says nothing in an evaluation."""
         self._prepare_inputs(inputs)
-        return torch.zeros((), device=self.accelerator.device), None, None
+        return None, None, None
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         output = super().evaluation_loop(*args, **kwargs)
@@ -216,11 +212,12 @@ class RunTrainer(ExactResumeTrainer):
     # ---- keeping ---------------------------------------------------------------------------------------------------
 
     def state_to_keep(self) -> dict[str, Any]:
-        return super().state_to_keep() | {"puzzle_success": dict(self._source.counts)}
+        more = {"puzzle_success": dict(self._source.counts)} if self._source.by_success else {}
+        return super().state_to_keep() | more
 
     def _restore(self) -> None:
         if self._resume is not None:
-            self._source.counts |= self._resume.manifest.get("puzzle_success") or {}
+            self._source.counts.update(self._resume.manifest.get("puzzle_success") or {})
         super()._restore()
 
     # ---- guards ----------------------------------------------------------------------------------------------------

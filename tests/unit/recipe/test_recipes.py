@@ -220,6 +220,9 @@ BAD_RECIPES = [
         "must be divisible by the global batch size",
         "another rule of TRL's",
     ),
+    ("puzzle_choice: easy", "puzzle_choice must be", "word that is no way of choosing"),
+    ("refill_rounds: 1\nscale_rewards: batch", "a scale of its own", "rounds that cannot be mixed"),
+    ("metric_for_best_model: eval_loss", "evaluations compute no loss", "a measure that is not taken"),
     ("loss_type: nonsense\nloss_type: grpo", "duplicate key loss_type", "key given twice"),
 ]
 
@@ -232,6 +235,15 @@ def test_bad_recipe_is_refused_in_one_line(text: str, message: str, tmp_path: Pa
     with pytest.raises(RecipeError) as caught:
         read(path)
     assert message in str(caught.value)
+
+
+def test_refills_need_whole_groups_in_each_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    batch = "per_device_train_batch_size: 8\ngradient_accumulation_steps: 1\nnum_generations: 12"
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"output_dir: x\nmodel_name_or_path: some/model\nrefill_rounds: 1\n{batch}\n")
+    monkeypatch.setattr("mini_r1.recipe.checks.training_processes", lambda recipe: 3)
+    with pytest.raises(RecipeError, match=r"8 completions of a process are no multiple of num_generations \(12\)"):
+        read(path)
 
 
 @pytest.mark.parametrize(
