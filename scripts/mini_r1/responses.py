@@ -52,7 +52,7 @@ def response(completion: Any, prompt: Any = None) -> str:
     text = message_text(completion)
     prompt_text = message_text(prompt[-1:] if isinstance(prompt, list) else prompt)
     prefilled = prompt_text.rstrip().endswith(THINK_OPEN) if prompt_text else not text.lstrip().startswith(THINK_OPEN)
-    text = text[: len(text) - len(_END.match(text[::-1])[0])]
+    text = _END.sub("", text[::-1], count=1)[::-1]
     return THINK_OPEN + text if prefilled else text
 
 

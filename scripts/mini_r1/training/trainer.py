@@ -60,6 +60,8 @@ class RunTrainer(ExactResumeTrainer):
         kwargs: as for `GRPOTrainer`, `SavingTrainer` and `ExactResumeTrainer`.
     """
 
+    _logs: Any  # TRL's: what `log_completions` shows
+
     def __init__(self, *, recipe: Recipe, on_scored: Callable[..., Sequence[bool]], **kwargs: Any):
         if recipe.training.use_cpu and AcceleratorState.__init__.__name__ != "with_fsdp":
             shard_on_cpu()
