@@ -4,7 +4,7 @@
         scripts/run_r1_grpo.py --config receipes/grpo-qwen-2.5-3b-deepseek-r1-countdown.yaml
 
     accelerate launch --config_file configs/accelerate_configs/cpu.yaml \
-        scripts/run_r1_grpo.py --config receipes/grpo-tiny-countdown-cpu.yaml          # no GPU, ten minutes
+        scripts/run_r1_grpo.py --config receipes/grpo-tiny-countdown-cpu.yaml          # no GPU, five minutes
 
     python scripts/run_r1_grpo.py --config receipes/grpo-qwen-2.5-3b-deepseek-r1-countdown.yaml \
         --plan_for 4x80 --plan_with configs/accelerate_configs/deepspeed_zero3.yaml    # prints what it needs
