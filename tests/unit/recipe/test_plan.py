@@ -74,7 +74,7 @@ def test_a_plan_for_this_machine(tmp_path: Path):
         "1.1 M parameters",
         "free on this machine",
         "disk:       3 x 13 MB for checkpoints at a time, 4 MB for the final model; ",
-        "about 9 minutes for 40 steps",
+        "about 4 minutes for 40 steps",
         "learning_rate 0.0002",
     ):
         assert part in text, part
