@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mini_r1.common import printable
-from mini_r1.run_folder.record import RunRecord
+from mini_r1.run_folder.record import RunRecord, pass_metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,7 +67,7 @@ def make_charts(runs: Sequence[RunRecord]) -> list[Chart]:
     held_out = [[(p["step"], p["pass@1"], p["low"], p["high"]) for p in run.held_out] for run in runs]
     charts = [Chart("Held-out success (pass@1, 95 % interval)", "eval/" + _METRICS[0][0], True, held_out)]
     for kind in sorted({kind for run in runs for point in run.held_out for kind in point.get("strata", ())}):
-        title, metric = f"Held-out: {kind}", f"eval/pass@1/{kind}"
+        title, metric = f"Held-out: {kind}", pass_metric(kind).replace("eval_", "eval/", 1)
         charts.append(Chart(title, metric, True, [_of_kind(run, kind) for run in runs]))
     metrics = {metric: (title, is_share) for metric, title, is_share in _METRICS}
     for name in sorted({name for run in runs for entry in run.history for name in entry}):

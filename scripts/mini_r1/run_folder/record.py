@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,22 @@ from mini_r1.task import Task, load_task
 
 SUCCESS_METRIC = "eval_rewards/equation_reward_func/mean"
 LENGTH_METRIC = "eval_completions/mean_length"
-_KIND = "eval_pass@1/"  # and the kind of puzzle
-PASS_METRIC = f"{_KIND}{ALL}"
 _POINT = ("pass@1", "low", "high")
+
+
+def pass_metric(kind: str = ALL, k: int = 1, end: str = "") -> str:
+    """The name in the log of an evaluation's pass@k of a kind of puzzle; `end`: `_low` or `_high` of its interval.
+
+    Example:
+        >>> pass_metric("3 numbers, + -", 8, "_low")
+        'eval_pass@8_low/3 numbers, + -'
+    """
+    return f"eval_pass@{k}{end}/{kind}"
+
+
+def logged_kinds(entry: Mapping[str, Any]) -> list[str]:
+    """The kinds of puzzles that an entry of the log has a pass@1 of, all puzzles among them."""
+    return [key.removeprefix(pass_metric("")) for key in entry if key.startswith(pass_metric(""))]
 
 
 @dataclass(frozen=True)
@@ -177,8 +190,7 @@ def held_out_curve(log_history: Iterable[dict[str, Any]], puzzles: int) -> list[
 
 def _strata(entry: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Success by kind of puzzle in an entry of the log, all puzzles among them; empty in early runs."""
-    kinds = [key.removeprefix(_KIND) for key in entry if key.startswith(_KIND)]
-    names = {kind: [f"eval_pass@1{end}/{kind}" for end in ("", "_low", "_high")] for kind in kinds}
+    names = {kind: [pass_metric(kind, end=end) for end in ("", "_low", "_high")] for kind in logged_kinds(entry)}
     return {
         kind: dict(zip(_POINT, (entry[name] for name in three), strict=True))
         for kind, three in names.items()

@@ -14,6 +14,7 @@ from transformers.integrations import TensorBoardCallback
 from mini_r1.common import GuardError
 from mini_r1.intervals import ALL
 from mini_r1.responses import response, thinking
+from mini_r1.run_folder.record import logged_kinds, pass_metric
 from mini_r1.run_folder.samples import SampleLog, judged
 from mini_r1.signs import SIGNS
 from mini_r1.task import Task
@@ -42,7 +43,7 @@ def progress_line(logs: dict[str, Any], step: int, max_steps: int) -> str | None
         ("kl", "KL {:.4f}"),
         ("step_time", "{:.1f} s"),
     ]
-    kinds = {key.removeprefix("eval_pass@1/"): value for key, value in logs.items() if key.startswith("eval_pass@1/")}
+    kinds = {kind: logs[pass_metric(kind)] for kind in logged_kinds(logs)}
     shown = [text.format(logs[key]) for key, text in parts if isinstance(logs.get(key), (int, float))]
     shown[1:1] = [f"{kind} {rate:.0%}" for kind, rate in sorted(kinds.items()) if kind != ALL]
     return " | ".join([f"{'held-out' if prefix else 'step':<8} {step:>4}/{max_steps}", *shown])

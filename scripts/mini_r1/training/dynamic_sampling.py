@@ -19,12 +19,10 @@ from typing import Any
 import torch
 
 from mini_r1.task import Task
-
-MicroBatch = dict[str, Any]
+from mini_r1.training.micro_batches import ALONG_PROMPT, MicroBatch
 
 _TRIES = 200  # puzzles looked at to find one of a kind; a kind rarer than one in this many may be missed
 _KEPT = 0.9  # of what was counted before, with each batch that is counted: the policy changes
-_ALONG_PROMPT = ("prompt_ids", "prompt_mask")  # padded left; everything else is padded right
 
 
 class PuzzleSource:
@@ -127,5 +125,5 @@ def _padded(key: str, value: torch.Tensor, width: int | None) -> torch.Tensor:
     if width is None:
         return value
     more = width - value.size(1)
-    sides = (more, 0) if key in _ALONG_PROMPT else (0, more)
+    sides = (more, 0) if key in ALONG_PROMPT else (0, more)
     return torch.nn.functional.pad(value, sides, value=float(key == "importance_sampling_ratio"))

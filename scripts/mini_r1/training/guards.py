@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any
 
-from mini_r1.intervals import ALL
 from mini_r1.recipe import Recipe
+from mini_r1.run_folder.record import pass_metric
 
 # Steps whose times make the median, and steps whose entropy counts as what the run began with.
 _TIMES, _FIRST = 50, 10
@@ -91,8 +91,8 @@ class Guards:
         Returns:
             What there is to say now.
         """
-        if f"eval_pass@1/{ALL}" in logs:
-            return self._evaluation(step, *(logs[f"eval_pass@1{end}/{ALL}"] for end in ("", "_low", "_high")))
+        if pass_metric() in logs:
+            return self._evaluation(step, *(logs[pass_metric(end=end)] for end in ("", "_low", "_high")))
         if "reward" not in logs and "loss" not in logs:
             return []
         steps = max(1, step - self._last_step) if self._last_step else 1

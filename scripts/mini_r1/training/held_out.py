@@ -8,6 +8,7 @@ from typing import Any
 from accelerate.utils import gather_object
 
 from mini_r1.intervals import ALL, pass_at_k, rate_interval
+from mini_r1.run_folder.record import pass_metric
 from mini_r1.task import Task
 
 
@@ -43,6 +44,6 @@ class HeldOut:
             for k in sorted({1, min(map(len, puzzles.values()))}):
                 rates = [pass_at_k(len(drawn), sum(drawn), k) for drawn in puzzles.values()]
                 mean, low, high = rate_interval(rates, sum(map(len, puzzles.values())))
-                logged |= {f"eval_pass@{k}/{kind}": mean}
-                logged |= {f"eval_pass@{k}_low/{kind}": low, f"eval_pass@{k}_high/{kind}": high}
+                for end, value in (("", mean), ("_low", low), ("_high", high)):
+                    logged[pass_metric(kind, k, end)] = value
         return logged

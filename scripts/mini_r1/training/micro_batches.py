@@ -23,7 +23,7 @@ _ALONG_COMPLETION = (
     "sampling_per_token_logps",
     "importance_sampling_ratio",
 )
-_ALONG_PROMPT = ("prompt_ids", "prompt_mask")
+ALONG_PROMPT = ("prompt_ids", "prompt_mask")
 _MULTIMODAL = {"pixel_values", "token_type_ids", "mm_token_type_ids"}
 
 MicroBatch = dict[str, Any]
@@ -49,7 +49,7 @@ def trim_padding(inputs: MicroBatch) -> MicroBatch:
         # The importance-sampling ratio is (B, 1) when it is taken per sequence.
         if inputs.get(key) is not None and inputs[key].size(1) == completion_length:
             trimmed[key] = inputs[key][:, :longest_completion]
-    for key in _ALONG_PROMPT:
+    for key in ALONG_PROMPT:
         trimmed[key] = inputs[key][:, -longest_prompt:]
     return trimmed
 

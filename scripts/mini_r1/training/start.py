@@ -41,7 +41,7 @@ from mini_r1.report import card
 from mini_r1.responses import THINK_OPEN
 from mini_r1.run_folder import resume as resuming
 from mini_r1.run_folder.folder import Run, set_up_logging
-from mini_r1.run_folder.record import PASS_METRIC
+from mini_r1.run_folder.record import pass_metric
 from mini_r1.run_folder.resume import Resume
 from mini_r1.training.adapters import settle_targets
 from mini_r1.training.trainer import RunTrainer
@@ -265,7 +265,7 @@ def make_trainer(
         training.eval_on_start = resuming.lacks_evaluation(resume, training.eval_steps)
     training.eval_on_start = training.eval_on_start and training.eval_strategy != "no"
     if training.eval_strategy != "no" and "metric_for_best_model" not in recipe.given:
-        training.metric_for_best_model, training.greater_is_better = PASS_METRIC, True
+        training.metric_for_best_model, training.greater_is_better = pass_metric(), True
     # Uploads are our own: transformers would make the repository now and hold up the training with each of them.
     training.push_to_hub, training.hub_token = False, None
     if training.use_vllm:

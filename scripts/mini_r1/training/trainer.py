@@ -26,11 +26,11 @@ from mini_r1.generation.rollouts import decoding
 from mini_r1.recipe import Recipe
 from mini_r1.training import profiling
 from mini_r1.training.callbacks import GuardCallback, OneLineProgress, PurgingTensorBoard
-from mini_r1.training.dynamic_sampling import MicroBatch, PuzzleSource, dead_groups, replace_groups
+from mini_r1.training.dynamic_sampling import PuzzleSource, dead_groups, replace_groups
 from mini_r1.training.exact_resume import ExactResumeTrainer
 from mini_r1.training.guards import GAP_METRIC, NON_FINITE, Guards
 from mini_r1.training.held_out import HeldOut
-from mini_r1.training.micro_batches import merge_rows, rows_with_gradient, sort_rows, trim_padding
+from mini_r1.training.micro_batches import MicroBatch, merge_rows, rows_with_gradient, sort_rows, trim_padding
 
 
 def shard_on_cpu() -> None:
