@@ -76,8 +76,8 @@ def resolve(platform: str, python: str, *arguments: object, constraints: Path = 
     [
         pytest.param(LINUX, [], id="base"),
         pytest.param(LINUX, ["dev", "bench"], id="base, dev and bench"),
-        pytest.param(NEWER_LINUX, ["gpu", "dev"], id="gpu and dev"),
-        pytest.param(NEWER_LINUX, ["cpu-vllm", "dev"], id="cpu-vllm and dev"),
+        pytest.param(NEWER_LINUX, ["gpu", "dev", "bench"], id="gpu, dev and bench"),
+        pytest.param(NEWER_LINUX, ["cpu-vllm", "dev", "bench"], id="cpu-vllm, dev and bench"),
         pytest.param(MACOS, [], id="base on macOS"),
     ],
 )
