@@ -76,13 +76,12 @@ def sampling_of(recipe: Recipe) -> Any:
     from mini_r1.generation.sampling import Sampling
 
     training = recipe.training
+    wins = training.generation_kwargs or {}  # in TRL, too
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    how = {name: wins.get(name, getattr(training, name)) for name in names}
     return Sampling(
         training.num_generations,
-        temperature=training.temperature,
-        top_p=training.top_p,
-        top_k=max(0, training.top_k or 0),
-        min_p=training.min_p,
-        repetition_penalty=training.repetition_penalty,
+        **{**how, "top_k": max(0, how["top_k"] or 0)},
         max_tokens=training.max_completion_length,
         seed=training.seed,
         batch_size=128,

@@ -9,6 +9,8 @@ import pytest
 import probe
 from conftest import TINY_RECIPE, flags
 from mini_r1.common import RecipeError
+from mini_r1.countdown import TASK
+from mini_r1.recipe.parsing import read_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -38,6 +40,12 @@ def test_completions_without_room_will_not_learn(capsys: pytest.CaptureFixture[s
     out = page(capsys, max_completion_length=8)
     assert "It will not learn. 100% of the completions are cut off" in out
     assert "change: raise max_completion_length" in out
+
+
+def test_it_samples_as_the_run_would():
+    own = {"num_generations": 4, "temperature": 0.7, "top_k": 9, "generation_kwargs": '{"top_k": 5}'}
+    sampling = probe.sampling_of(read_recipe(["--config", str(TINY_RECIPE), *flags(**own)], TASK))
+    assert (sampling.completions, sampling.temperature, sampling.top_k, sampling.top_p) == (4, 0.7, 5, 1.0)
 
 
 def test_no_group_is_refused():
