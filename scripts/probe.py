@@ -141,9 +141,9 @@ def page(
         table.append([kind, str(len(members)), *(f"{share:.0%}" for share in shares)])
     sampling, updating = (batch.per_step / processes * each for each in seconds)
     step = sampling + updating
-    hours = step * training.max_steps / 3600
-    cost = f", {hours * price:.2f} dollars" if price and training.max_steps > 0 else ""
-    whole = f"; {training.max_steps} steps: {hours:.1f} hours{cost}" if training.max_steps > 0 else ""
+    minutes = step * training.max_steps / 60
+    cost = f", {minutes / 60 * price:.2f} dollars" if price else ""
+    whole = f"; {training.max_steps} steps: {minutes:,.0f} minutes{cost}" if training.max_steps > 0 else ""
     said = forecast(facts)
     return [
         columns(table),
