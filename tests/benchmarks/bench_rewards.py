@@ -31,7 +31,7 @@ from reasoning_gym.games.countdown import CountdownConfig, CountdownDataset
 
 from comparison import Row, compare, make_row, record, shown
 from mini_r1.countdown.generator import generate_puzzles
-from mini_r1.countdown.traces import write_trace
+from mini_r1.countdown.traces import find_ways, write_trace
 from run_r1_grpo import equation_reward_func
 
 LIMIT = 5.0  # seconds a check may take
@@ -115,7 +115,8 @@ CHECKERS: dict[str, Callable[[Item], float]] = {
 def typical_items() -> list[Item]:
     rng = np.random.default_rng(0)
     puzzles = generate_puzzles(TYPICAL, seed=0, number_counts=(3,))
-    traces = [write_trace(puzzle, rng, give_up_share=0.5, give_up_rate=0.3, max_attempts=12) for puzzle in puzzles]
+    shares = {"give_up_share": 0.5, "give_up_rate": 0.3, "max_attempts": 12, "hit_rate": 0.25}
+    traces = [write_trace(find_ways(puzzle.nums), puzzle.target, rng, **shares) for puzzle in puzzles]
     return [Item(trace, *puzzle) for trace, puzzle in zip(traces, puzzles, strict=True) if trace]
 
 

@@ -46,7 +46,7 @@ def llama_tokenizer(chat_template: str | None) -> Any:
 def qwen_tokenizer() -> Any:
     from run_cold_start import make_tokenizer
 
-    return make_tokenizer(["44+19=63, 63+35=98 yes!\n"] * 10, 340)
+    return make_tokenizer(["44+19=63, 63+35=98 yes!\n"] * 10, 540)
 
 
 def check_content(text: str) -> None:

@@ -18,6 +18,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,8 @@ class PuzzleSplit:
     """Puzzles on the two sides of the canonical split.
 
     Attributes:
-        train, held_out: the two sides; no puzzle or permutation of it is on both.
+        train, held_out: the two sides; no puzzle or permutation of it is on both. Among the held-out ones number
+            counts take turns, so that evaluating the first n is fair to each.
         share: the held-out share, 0 to MAX_HELD_OUT_SHARE (see `puzzle.is_held_out`).
         dropped: how many bad rows were left out.
     """
@@ -307,4 +309,12 @@ def load_puzzles(arguments: PuzzleArguments, progress: bool = True) -> PuzzleSpl
             train.append(puzzle)
     if not train:
         raise DataError(f"{source}: no puzzle is left to train on after the held-out split")
-    return PuzzleSplit(train, list(held_out.values()), share, dropped)
+    return PuzzleSplit(train, _by_turns(list(held_out.values())), share, dropped)
+
+
+def _by_turns(puzzles: list[Puzzle]) -> list[Puzzle]:
+    """The puzzles with their number counts taking turns: the first n hold as many of each, as far as there are."""
+    alike: dict[int, list[Puzzle]] = {}
+    for puzzle in puzzles:
+        alike.setdefault(len(puzzle.nums), []).append(puzzle)
+    return [puzzle for turn in zip_longest(*alike.values()) for puzzle in turn if puzzle is not None]

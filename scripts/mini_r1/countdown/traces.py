@@ -6,9 +6,14 @@ two-number operations with every intermediate result, recognised for what it is:
     44-19=25, 35+25=60 too low
     44+19=63, 63+35=98 yes!
 
-A small model below roughly 1.5 B parameters does not invent search by itself, so it is shown some. Traces either
-persist until they find a solution or *give up too early*: after a failed attempt they stop and answer with it although
-it is wrong. Both behaviours end up in the policy, and which of them pays is left for reinforcement learning.
+A model below roughly 1.5 B parameters does not invent search by itself, so it is shown some. Four numbers have hundreds
+of attempts and a handful of solutions, and trying them blindly would take thousands of tokens. So a trace is luckier
+than chance: each attempt is a solution with probability `hit_rate`, and the others mostly come near the target. What
+the model learns from it is an eye for attempts that may work; it cannot learn to always have one.
+
+Traces either persist until they find a solution or *give up too early*: after a failed attempt they stop and answer
+with it although it is wrong. Both behaviours end up in the policy, and which of them pays is left for reinforcement
+learning.
 
 Standard library and numpy only.
 """
@@ -20,11 +25,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mini_r1.countdown.puzzle import Puzzle
-
-# Results that a puzzle with targets up to 100 plausibly passes through. A bound keeps the multiplication table that a
-# million-parameter model has to memorise small.
+# Results that a puzzle with targets up to 100 plausibly passes through. A bound keeps the tables of products and
+# quotients that a million-parameter model has to memorise small.
 MAX_VALUE = 200
+# An attempt is drawn NEAR_WEIGHT times as often if it ends within NEAR of the target, and more often as well if it
+# multiplies or divides: few products are small and few quotients whole, too few to learn them from.
+NEAR, NEAR_WEIGHT = 15, 4
+PRODUCT_WEIGHT, QUOTIENT_WEIGHT = 3, 6
 
 GIVE_UP = "I give up."
 FOUND = "yes!"
@@ -58,17 +65,18 @@ def _operations(a: int, b: int) -> Iterator[tuple[str, int]]:
         yield "/", a // b
 
 
-def all_attempts(nums: Sequence[int]) -> list[Attempt]:
-    """Every attempt over `nums`, the larger operand always first.
+def find_ways(nums: Sequence[int]) -> list[Attempt]:
+    """Every attempt over `nums`, the larger operand always first; what is written alike comes once.
 
     With numbers in 1..99 there are 9 to 29 attempts over three of them, 130 to 390 over four.
     """
-    found: list[Attempt] = []
+    found: dict[str, Attempt] = {}
 
     def extend(items: list[tuple[int, str, bool]], steps: list[str]) -> None:
         # Each item is (value, equation, whether that equation is compound and needs parentheses as an operand).
         if len(items) == 1:
-            found.append(Attempt(", ".join(steps), items[0][1], items[0][0]))
+            written = ", ".join(steps)
+            found.setdefault(written, Attempt(written, items[0][1], items[0][0]))
             return
         for i in range(len(items)):
             for j in range(i + 1, len(items)):
@@ -80,35 +88,68 @@ def all_attempts(nums: Sequence[int]) -> list[Attempt]:
                     extend([*rest, (value, f"{left}{symbol}{right}", True)], [*steps, step])
 
     extend([(n, str(n), False) for n in nums], [])
-    return found
+    return list(found.values())
+
+
+def needs_products(ways: Sequence[Attempt], target: int) -> bool:
+    """Whether every solution among `ways` multiplies or divides."""
+    return not any(way.value == target and set(way.steps).isdisjoint("*/") for way in ways)
 
 
 def write_trace(
-    puzzle: Puzzle, rng: np.random.Generator, *, give_up_share: float, give_up_rate: float, max_attempts: int
+    ways: Sequence[Attempt],
+    target: int,
+    rng: np.random.Generator,
+    *,
+    give_up_share: float,
+    give_up_rate: float,
+    max_attempts: int,
+    hit_rate: float,
 ) -> str | None:
     """A completion for one puzzle, starting right after the prompt's `<think>`.
 
-    Attempts come in random order without repetition. With probability `give_up_share` the trace is one that loses
-    heart: after each failed attempt it then gives up with probability `give_up_rate`. Any trace gives up after
-    `max_attempts`. A trace that gives up answers with its last attempt, which is wrong.
+    Each attempt is a solution with probability `hit_rate`; none is tried twice. With probability `give_up_share` the
+    trace is one that loses heart: after each failed attempt it then gives up with probability `give_up_rate`. Any trace
+    gives up after `max_attempts`. A trace that gives up answers with its last attempt, which is wrong.
+
+    Args:
+        ways: the attempts to draw from, as `find_ways` returns them for the puzzle's numbers.
+        target: the puzzle's target.
+        rng: makes the draws.
 
     Returns:
         The completion, or None when no solution lies among the attempts (it needs a result beyond MAX_VALUE).
     """
-    attempts = all_attempts(puzzle.nums)
-    if not any(attempt.value == puzzle.target for attempt in attempts):
+    hits = [way for way in ways if way.value == target]
+    misses = [way for way in ways if way.value != target]
+    if not hits:
         return None
     hesitant = rng.random() < give_up_share
-    lines: list[str] = []
-    last = attempts[0]
-    for tried, index in enumerate(rng.permutation(len(attempts)), start=1):
-        last = attempts[index]
-        if last.value == puzzle.target:
-            lines.append(f"{last.steps} {FOUND}")
+    failures, found = 0, False
+    while not found:
+        found = failures == len(misses) or rng.random() < hit_rate
+        failures += not found
+        if not found and (failures == max_attempts or (hesitant and rng.random() < give_up_rate)):
             break
-        lines.append(f"{last.steps} {TOO_LOW if last.value < puzzle.target else TOO_HIGH}")
-        if tried == max_attempts or (hesitant and rng.random() < give_up_rate):
-            lines.append(GIVE_UP)
-            break
+    tried = _draw(misses, failures, target, rng)
+    lines = [f"{way.steps} {TOO_LOW if way.value < target else TOO_HIGH}" for way in tried]
+    if found:
+        tried += _draw(hits, 1, target, rng)
+        lines.append(f"{tried[-1].steps} {FOUND}")
+    else:
+        lines.append(GIVE_UP)
     body = "\n".join(lines)
-    return f"\n{body}\n</think>\n<answer>{last.equation}</answer>"
+    return f"\n{body}\n</think>\n<answer>{tried[-1].equation}</answer>"
+
+
+def _draw(ways: Sequence[Attempt], count: int, target: int, rng: np.random.Generator) -> list[Attempt]:
+    """`count` different attempts, drawn by weight."""
+    weights = [_weight(way, target) for way in ways]
+    # Waiting times of rates w, in order: a draw without replacement in proportion to w.
+    order = np.argsort(rng.exponential(size=len(ways)) / weights)
+    return [ways[i] for i in order[:count]]
+
+
+def _weight(way: Attempt, target: int) -> int:
+    operations = QUOTIENT_WEIGHT if "/" in way.steps else PRODUCT_WEIGHT if "*" in way.steps else 1
+    return operations * (NEAR_WEIGHT if abs(way.value - target) <= NEAR else 1)

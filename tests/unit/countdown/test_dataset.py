@@ -372,6 +372,14 @@ def test_permutations_and_repetitions_are_never_on_both_sides(tmp_path: Path):
     assert len(train) + 2 * len(held_out) == 1000
 
 
+def test_number_counts_take_turns_among_the_held_out_puzzles():
+    split = load("generate", dataset_rows=4000, held_out_puzzles=300, number_counts=[3, 4])
+    counts = [len(puzzle.nums) for puzzle in split.held_out]
+    both = 2 * min(counts.count(3), counts.count(4))
+    assert both > 200
+    assert set(zip(counts[:both:2], counts[1:both:2], strict=True)) in ({(3, 4)}, {(4, 3)})
+
+
 def test_run_json_describes_the_split():
     split = load("generate", dataset_rows=400, held_out_puzzles=20)
     assert split.describe() == {
