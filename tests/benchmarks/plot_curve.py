@@ -2,8 +2,8 @@
 
     python tests/benchmarks/plot_curve.py OUT.png RUN_FOLDER [RUN_FOLDER ...]
 
-Left: held-out pass@1, the mean over the runs and their range. Right: tokens per completion on the same puzzles. The
-numbers land beside the picture as OUT.json.
+Left: held-out pass@1 of all puzzles, in black, and of each kind, the mean over the runs and their range. Right: tokens
+per completion on the same puzzles. The numbers land beside the picture as OUT.json.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ def summarise(folders: list[Path]) -> dict[str, Any]:
     steps = [point["step"] for point in runs[0].held_out]
     if not steps or any([point["step"] for point in run.held_out] != steps for run in runs):
         raise RunError("the runs were not evaluated at the same steps; name runs of one recipe")
+    kinds = sorted(runs[0].held_out[0]["strata"])
     seconds = [json.loads((folder / "train_results.json").read_text())["train_runtime"] for folder in folders]
     return {
         "seeds": [run.description["seed"] for run in runs],
@@ -49,6 +50,10 @@ def summarise(folders: list[Path]) -> dict[str, Any]:
         "puzzles": runs[0].held_out[0]["puzzles"],
         "steps": steps,
         "pass@1": [[point["pass@1"] for point in run.held_out] for run in runs],
+        "pass@1_by_kind": {
+            kind: [[round(point["strata"][kind]["pass@1"], 4) for point in run.held_out] for run in runs]
+            for kind in kinds
+        },
         "mean_tokens": [[point["mean_tokens"] for point in run.held_out] for run in runs],
     }
 
@@ -56,25 +61,30 @@ def summarise(folders: list[Path]) -> dict[str, Any]:
 def draw(summary: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    for axes, key, scale, label in zip(
-        figure.subplots(1, 2),
-        ("pass@1", "mean_tokens"),
-        (100, 1),
-        ("held-out pass@1 (%)", "tokens per completion"),
-        strict=True,
-    ):
-        columns = [[scale * value for value in column] for column in zip(*summary[key], strict=True)]
-        axes.fill_between(
-            summary["steps"], [min(c) for c in columns], [max(c) for c in columns], alpha=0.25, linewidth=0
-        )
-        axes.plot(summary["steps"], [sum(c) / len(c) for c in columns], marker="o", markersize=4)
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    rates, lengths = figure.subplots(1, 2)
+    for kind, values in summary["pass@1_by_kind"].items():
+        _band(rates, summary["steps"], [[100 * value for value in run] for run in values], label=kind)
+    everything = [[100 * value for value in run] for run in summary["pass@1"]]
+    _band(rates, summary["steps"], everything, label="all", color="black", linewidth=2.5)
+    rates.legend(fontsize=8, loc="lower right")
+    _band(lengths, summary["steps"], summary["mean_tokens"], color="black")
+    for axes, label in ((rates, "held-out pass@1 (%)"), (lengths, "tokens per completion")):
         axes.set(xlabel="optimizer step", ylabel=label)
         axes.set_ylim(bottom=0)
         tidy(axes)
+    rates.set_ylim(0, 100)
     title = f"mean and range of {len(summary['seeds'])} seeds, {summary['puzzles']} held-out puzzles"
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=150)
+
+
+def _band(axes: Any, steps: list[int], runs: list[list[float]], **line: Any) -> None:
+    """The mean of the runs as a line, their range as a band."""
+    columns = list(zip(*runs, strict=True))
+    (drawn,) = axes.plot(steps, [sum(c) / len(c) for c in columns], marker="o", markersize=4, **line)
+    low, high = [min(c) for c in columns], [max(c) for c in columns]
+    axes.fill_between(steps, low, high, alpha=0.2, linewidth=0, color=drawn.get_color())
 
 
 if __name__ == "__main__":

@@ -75,6 +75,7 @@ TOPOLOGIES = {
     "grpo-qwen-2.5-1.5b-lora-1x24gb.yaml": (1, 1, ("colocate", ())),
     "grpo-qwen-2.5-3b-8x80gb.yaml": (8, 8, ("colocate", ())),
     TINY_RECIPE.name: (0, 1, ("transformers", ())),
+    "grpo-tiny-countdown-3-numbers-cpu.yaml": (0, 1, ("transformers", ())),
 }
 
 
