@@ -32,7 +32,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 def main(argv: list[str]) -> None:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--config", default="receipes/grpo-tiny-countdown-cpu.yaml")
+    parser.add_argument("--config", default="receipes/grpo-tiny-countdown-3-numbers-cpu.yaml")
     parser.add_argument("--seeds", nargs="+", type=int, default=[42, 43, 44])
     parser.add_argument("--steps", type=int, default=30, help="optimizer steps of each run")
     parser.add_argument("--seconds", nargs="+", type=int, default=[30, 60, 90], help="moments to compare")
