@@ -23,7 +23,7 @@ from mini_r1.evaluation.table import columns
 from mini_r1.recipe import Recipe
 from mini_r1.recipe.checks import batch_of
 from mini_r1.recipe.machine import plural
-from run_r1_grpo import build_prompt
+from run_r1_grpo import prompt_dataset
 
 WORDS = {"learns": "It will learn.", "slowly": "It will learn slowly.", "not": "It will not learn."}
 
@@ -54,10 +54,10 @@ def main(argv: list[str]) -> None:
     own = recipe.script.tokenizer_name_or_path
     checkpoint = Checkpoint("model", model.model_name_or_path, model.model_revision, False, own, given)
     tokenizer = load_tokenizer(checkpoint)
-    puzzles = TASK.load(recipe.puzzles, True).train[: args.groups]
-    if not puzzles:
-        raise DataError(f"{recipe.puzzles.dataset_id_or_path} offers no puzzle to train on")
-    prompts = [build_prompt(tokenizer, puzzle, TASK, recipe.training.chat_template_kwargs) for puzzle in puzzles]
+    rows = prompt_dataset(TASK.load(recipe.puzzles, True).train[: args.groups], tokenizer, recipe)
+    prompts, puzzles = list(rows["prompt"]), [TASK.puzzle_of(row) for row in rows]
+    if not prompts:
+        raise DataError(f"no prompt fits: raise max_prompt_tokens ({recipe.script.max_prompt_tokens})")
     backend = choose_backend(args.backend)
     begin = time.monotonic()
     drawn = sample(backend, checkpoint, tokenizer, prompts, sampling_of(recipe), lambda finished: None)

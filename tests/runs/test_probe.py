@@ -8,7 +8,7 @@ import pytest
 
 import probe
 from conftest import TINY_RECIPE, flags
-from mini_r1.common import RecipeError
+from mini_r1.common import DataError, RecipeError
 from mini_r1.countdown import TASK
 from mini_r1.recipe.parsing import read_recipe
 
@@ -46,6 +46,11 @@ def test_it_samples_as_the_run_would():
     own = {"num_generations": 4, "temperature": 0.7, "top_k": 9, "generation_kwargs": '{"top_k": 5}'}
     sampling = probe.sampling_of(read_recipe(["--config", str(TINY_RECIPE), *flags(**own)], TASK))
     assert (sampling.completions, sampling.temperature, sampling.top_k, sampling.top_p) == (4, 0.7, 5, 1.0)
+
+
+def test_prompts_that_the_run_would_drop_are_not_probed():
+    with pytest.raises(DataError, match=r"no prompt fits: raise max_prompt_tokens \(9\)"):
+        probe.main(["--config", str(TINY_RECIPE), "--max_prompt_tokens", "9"])
 
 
 def test_no_group_is_refused():
