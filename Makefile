@@ -98,7 +98,7 @@ report: $(BIN)/.installed ## curves and a page with a sample browser, for one ru
 play: $(BIN)/.installed ## give a run's model puzzles and watch it think (RUN=...)
 	$(BIN)/python scripts/play.py $(RUN)
 
-cold-start: $(BIN)/.installed ## train the tiny model's starting point again (supervised, about 35 minutes)
+cold-start: $(BIN)/.installed ## train the tiny model's starting point again (supervised, about an hour)
 	$(BIN)/python scripts/run_cold_start.py --config receipes/sft-tiny-countdown.yaml $(ARGS)
 
 # worksteal: neighbours stay together for the runs that they share, and the worker that is done first takes over.

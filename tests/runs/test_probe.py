@@ -28,7 +28,7 @@ def test_the_tiny_recipe_will_learn(capsys: pytest.CaptureFixture[str]):
     assert every == "all puzzles"
     assert set(kinds) <= {f"{count} numbers, {how}" for count in (3, 4) for how in ("+ -", "needs * /")}
     tokens, entropy = (float(x) for x in re.search(r"(\d+) tokens a completion, entropy ([\d.]+)", out).groups())
-    assert 20 < tokens <= 288
+    assert 20 < tokens <= 384
     assert 0.05 < entropy < 2
     sampling, updating = (float(x) for x in re.search(r"about ([\d.]+) s of .*and ([\d.]+) s", out).groups())
     assert sampling > 0

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 LONG = pytest.mark.long
 
 # Eight steps of two puzzles' groups; with 28 puzzles to train on, an epoch has seven.
-QUICK: dict[str, Any] = {"max_steps": 8, "dataset_rows": 31, "held_out_puzzles": 16}
+QUICK: dict[str, Any] = {"max_steps": 8, "dataset_rows": 31, "held_out_puzzles": 16, "number_counts": 3}
 # Two steps from each generation, and a checkpoint in between; puzzles are drawn by what was solved before it.
 BUFFERED = {**QUICK, "steps_per_generation": 4, "save_steps": 3, "puzzle_choice": "success", "refill_rounds": 2}
 
@@ -44,7 +44,7 @@ def finish_after(run: Path, fault: tuple[Any, ...], **changes: Any) -> str:
         pytest.param(("kill_in_step", 6), 4, marks=LONG, id="in an optimizer step"),
         pytest.param(("kill_in_step", 8), 6, id="in the first step of the second epoch"),
         pytest.param(("kill_in_generation", 10), 6, marks=LONG, id="in a generation"),
-        pytest.param(("kill_in_sample", 90), 2, id="in the middle of a sample"),
+        pytest.param(("kill_in_sample", 110), 2, id="in the middle of a sample"),
         pytest.param(("kill_in_checkpoint", "optimizer.pt", 2), 2, marks=LONG, id="in optimizer.pt"),
         pytest.param(("kill_in_checkpoint", "rng_state.pth", 3), 4, marks=LONG, id="in rng_state.pth"),
         pytest.param(("kill_before_manifest", 3), 4, id="before the manifest"),

@@ -114,13 +114,13 @@ def test_tiny_tokenizer_survives_saving_and_loading(tmp_path: Path):
     assert build_prompt(loaded, PUZZLE) == build_prompt(tokenizer, PUZZLE)
 
 
-def test_shipped_tokenizer_reads_digits_one_by_one_and_tags_whole():
+def test_shipped_tokenizer_reads_numbers_and_tags_whole():
     from transformers import AutoTokenizer
 
     from conftest import TINY_MODEL
 
     tokenizer = AutoTokenizer.from_pretrained(TINY_MODEL)
-    assert tokenizer.tokenize("98") == ["9", "8"]
+    assert tokenizer.tokenize("9 98 200 1234") == ["9", "Ġ", "98", "Ġ", "200", "Ġ", "123", "4"]
     for tag in ("<think>", "</think>", "<answer>", "</answer>"):
         assert tokenizer.tokenize(tag) == [tag]
         assert tokenizer.decode(tokenizer(tag)["input_ids"], skip_special_tokens=True) == tag

@@ -55,7 +55,7 @@ def test_greedy_completions_are_the_same(tiny: Any, settings: dict):
         draw(tiny, 24, 1, which, do_sample=False, **settings) for which in (True, False)
     )
     lengths = (theirs[:, length:] != tiny[1].pad_token_id).sum(1)
-    assert len(lengths.unique()) > 5  # rows left the batch one after the other
+    assert len(lengths.unique()) > 3  # rows left the batch one after the other
     assert torch.equal(ours, theirs)
 
 

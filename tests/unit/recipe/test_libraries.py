@@ -58,7 +58,7 @@ LATE = [
     ("repetition_penalty: 0", "repetition_penalty: `penalty` has to be a strictly positive float", "no penalty"),
     ("model_init_kwargs: fast", "model_init_kwargs must be `name: value` pairs", "text for pairs"),
     ("remove_unused_columns: true", "remove_unused_columns must be false", "the puzzles' columns"),
-    ("load_best_model_at_end: true\nsave_steps: 7", "found 7, which is not a round multiple of 5", "steps"),
+    ("load_best_model_at_end: true\nsave_steps: 7", "found 7, which is not a round multiple of 10", "steps"),
     ("dataset_name: some/puzzles", "dataset_name is no key here: write `dataset_id_or_path`", "another project's key"),
     ("wandb_project: mine", "wandb_project is no key here: write `report_to`", "one of many such keys"),
 ]

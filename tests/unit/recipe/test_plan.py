@@ -70,10 +70,10 @@ def test_a_plan_for_this_machine(tmp_path: Path):
     for part in (
         "placement: 1 training process",
         "= 128 completions = 16 puzzles x 8 generations a step",
-        "at most 69632 a step, 544 of prompt and completion each",
+        "at most 81920 a step, 640 of prompt and completion each",
         "1.1 M parameters",
         "free on this machine",
-        "disk:       3 x 13 MB for checkpoints at a time, 4 MB for the final model; ",
+        "disk:       3 x 14 MB for checkpoints at a time, 5 MB for the final model; ",
         "about 4 minutes for 40 steps",
         "learning_rate 0.0002",
     ):
