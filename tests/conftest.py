@@ -51,20 +51,21 @@ def draft(**keys: object) -> Recipe:
 
 
 class Launcher:
-    """Runs `run_r1_grpo.py` through `accelerate launch`, from the repository's root, as README says."""
+    """Runs `run_r1_grpo.py`, or another, through `accelerate launch`, from the repository's root, as README says."""
 
     def start(
         self,
         config: str = "cpu.yaml",
         launch_flags: tuple[str, ...] = (),
         recipe: Path = TINY_RECIPE,
+        script: str = "scripts/run_r1_grpo.py",
         small: bool = True,
         threads: int = 1,
         stdout: Any = subprocess.PIPE,
         **overrides: object,
     ) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            launch_command(config, overrides, launch_flags=launch_flags, recipe=recipe, small=small),
+            launch_command(config, overrides, launch_flags=launch_flags, script=(script,), recipe=recipe, small=small),
             cwd=ROOT,
             env=program_environment(OMP_NUM_THREADS=str(threads)),
             text=True,

@@ -1,21 +1,24 @@
 """What a task is: the one value that `run_r1_grpo.py` hands to all rooms, none of which knows the puzzle's columns.
 
 To train on another verifiable task, copy the room `countdown`, let its `TASK` name your own functions, and import that
-one in `run_r1_grpo.py`.
+one in `run_r1_grpo.py`. The canonical split into training and held-out puzzles is here, because all tasks share it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from mini_r1.common import RunError
+from mini_r1.common import DataError, RunError
 
+# The held-out side never takes more than this share of the puzzles.
+MAX_HELD_OUT_SHARE = 0.10
 DEFAULT_PATH = "mini_r1.countdown"  # of runs whose run.json names none
 SCRIPTS = Path(__file__).parents[1]
 
@@ -27,25 +30,110 @@ class Verdict:
     Attributes:
         reason: why the answer was accepted or not, one of the task's reason codes.
         value: what the answer comes to (its `str` is shown), None when there was nothing to evaluate.
+        credit: what a task that knows degrees pays an answer that is not correct, 0 to below 1.
     """
 
     reason: StrEnum
     value: Any = None
+    credit: float = 0.0
 
     @property
     def correct(self) -> bool:
         return self.reason == "correct"
 
+    @property
+    def reward(self) -> float:
+        """1 for a correct answer, and for that alone."""
+        return 1.0 if self.correct else self.credit
 
-class Split(Protocol):
-    """Puzzles parted into training and held-out ones: what `Task.load` returns."""
+
+@dataclass(frozen=True)
+class Split:
+    """Puzzles on the two sides of the canonical split: what `Task.load` returns.
+
+    Attributes:
+        train, held_out: the two sides; no puzzle is on both, and no held-out one comes twice.
+        share: the held-out share, 0 to MAX_HELD_OUT_SHARE (see `is_held_out`).
+        dropped: how many rows were left out.
+    """
 
     train: list[Any]
     held_out: list[Any]
-    dropped: int  # rows left out
+    share: float
+    dropped: int = 0
 
-    def fingerprint(self) -> str: ...  # the same for the same training puzzles in the same order
-    def describe(self) -> dict[str, Any]: ...  # for run.json
+    def describe(self) -> dict[str, Any]:
+        """The split as `run.json` records it."""
+        return {
+            "share": self.share,
+            "train_puzzles": len(self.train),
+            "held_out_puzzles": len(self.held_out),
+            "dropped_rows": self.dropped,
+            "fingerprint": self.fingerprint(),
+        }
+
+    def fingerprint(self) -> str:
+        """A hash of the training puzzles in their order, as 32 hexadecimal digits."""
+        digest = hashlib.blake2b(digest_size=16)
+        for puzzle in self.train:
+            fields = (list(field) if isinstance(field, tuple) else field for field in puzzle)
+            digest.update(f"{'='.join(map(str, fields))};".encode())
+        return digest.hexdigest()
+
+
+def held_out_share(total_puzzles: int, held_out_puzzles: int) -> float:
+    """The share of the key space that sets about `held_out_puzzles` of `total_puzzles` aside, at most 10 %.
+
+    Args:
+        total_puzzles: at least 1.
+        held_out_puzzles: at least 0.
+    """
+    return min(held_out_puzzles / total_puzzles, MAX_HELD_OUT_SHARE)
+
+
+def is_held_out(key: str, share: float) -> bool:
+    """Whether the puzzle of a key is on the held-out side of the canonical split: a pure function of the key.
+
+    No seed, order, rank or data set enters, so the answer is the same on every machine and after every resume. A
+    puzzle that is held out at one share is held out at every larger one.
+
+    Args:
+        key: the puzzle's identity (`Task.key`).
+        share: the part of all puzzles to hold out, 0 to MAX_HELD_OUT_SHARE.
+
+    Raises:
+        ValueError: when `share` is outside that range.
+    """
+    if not 0 <= share <= MAX_HELD_OUT_SHARE:
+        raise ValueError(f"the held-out share must lie in 0..{MAX_HELD_OUT_SHARE}, got {share}")
+    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < share * 2**64
+
+
+def split_puzzles(puzzles: Iterable[Any], key: Callable[[Any], str], held_out_puzzles: int, dropped: int = 0) -> Split:
+    """Puzzles parted by the canonical split, in their order.
+
+    Args:
+        puzzles: at least one.
+        key: a puzzle's identity.
+        held_out_puzzles: how many to set aside, at most a tenth of all.
+        dropped: how many rows were left out before.
+
+    Raises:
+        DataError: when none is left to train on.
+    """
+    keyed = [(key(puzzle), puzzle) for puzzle in puzzles]
+    share = held_out_share(len({name for name, _ in keyed}), held_out_puzzles)
+    train: list[Any] = []
+    held_out: dict[str, Any] = {}  # one of each: a puzzle asked twice would count twice
+    for name, puzzle in keyed:
+        if is_held_out(name, share):
+            held_out.setdefault(name, puzzle)
+        else:
+            train.append(puzzle)
+    if not train:
+        raise DataError("no puzzle is left to train on after the held-out split: raise dataset_rows")
+    return Split(train, list(held_out.values()), share, dropped)
 
 
 @dataclass(frozen=True)
@@ -95,5 +183,7 @@ def load_task(path: str | None) -> Task:
     known = name in sys.modules or not ours.isdisjoint((name, f"{name}.__init__"))
     found = getattr(importlib.import_module(name), "TASK", None) if known else None
     if not isinstance(found, Task):
-        raise RunError(f"run.json names the task {path!r}, and no module in {SCRIPTS} of this name has a TASK")
+        raise RunError(
+            f"run.json or --task_module names the task {path!r}, and no module in {SCRIPTS} of this name has a TASK"
+        )
     return found

@@ -75,6 +75,7 @@ def resolve(platform: str, python: str, *arguments: object, constraints: Path = 
     ("platform", "extras"),
     [
         pytest.param(LINUX, [], id="base"),
+        pytest.param(LINUX, ["reasoning-gym"], id="base and reasoning-gym"),
         pytest.param(LINUX, ["dev", "bench"], id="base, dev and bench"),
         pytest.param(NEWER_LINUX, ["gpu", "dev", "bench"], id="gpu, dev and bench"),
         pytest.param(NEWER_LINUX, ["cpu-vllm", "dev", "bench"], id="cpu-vllm, dev and bench"),

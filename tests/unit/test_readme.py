@@ -77,12 +77,13 @@ def test_what_a_printed_command_names_exists(command: str):
 @pytest.mark.slow
 @pytest.mark.parametrize("command", PARSED)
 def test_the_keys_of_a_printed_command_are_known(command: str):
-    from mini_r1.countdown import TASK
+    from mini_r1 import countdown, reasoning_gym
     from mini_r1.recipe.parsing import read_draft
 
     words = shlex.split(command)
     (script,) = [i for i, word in enumerate(words) if word.startswith("scripts/")]
-    assert read_draft([word for word in words[script + 1 :] if word != "--print"], TASK).training.output_dir
+    task = (reasoning_gym if words[script] == "scripts/run_reasoning_gym.py" else countdown).TASK
+    assert read_draft([word for word in words[script + 1 :] if word != "--print"], task).training.output_dir
 
 
 @every_page

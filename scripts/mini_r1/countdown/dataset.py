@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import hashlib
 import json
 import logging
 import os
@@ -17,22 +16,15 @@ import random
 import tempfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from mini_r1.common import DataError, RecipeError, first_line
 from mini_r1.countdown.generator import MAX_GENERATED_NUMBER, generate_puzzles
-from mini_r1.countdown.puzzle import (
-    MAX_HELD_OUT_SHARE,
-    MAX_NUMBERS,
-    Puzzle,
-    held_out_share,
-    is_held_out,
-    parse_row,
-    puzzle_key,
-)
+from mini_r1.countdown.puzzle import MAX_NUMBERS, Puzzle, is_held_out, parse_row, puzzle_key
+from mini_r1.task import MAX_HELD_OUT_SHARE, Split, split_puzzles
 
 logger = logging.getLogger(__name__)
 
@@ -98,40 +90,6 @@ class PuzzleArguments:
         low, high = self.number_range
         drawn = len(puzzle.nums) in self.number_counts and all(low <= n <= high for n in puzzle.nums)
         return drawn or self.dataset_id_or_path != GENERATE
-
-
-@dataclass(frozen=True)
-class PuzzleSplit:
-    """Puzzles on the two sides of the canonical split.
-
-    Attributes:
-        train, held_out: the two sides; no puzzle or permutation of it is on both. Among the held-out ones number
-            counts take turns, so that evaluating the first n is fair to each.
-        share: the held-out share, 0 to MAX_HELD_OUT_SHARE (see `puzzle.is_held_out`).
-        dropped: how many bad rows were left out.
-    """
-
-    train: list[Puzzle]
-    held_out: list[Puzzle]
-    share: float
-    dropped: int = 0
-
-    def describe(self) -> dict[str, Any]:
-        """The split as `run.json` records it."""
-        return {
-            "share": self.share,
-            "train_puzzles": len(self.train),
-            "held_out_puzzles": len(self.held_out),
-            "dropped_rows": self.dropped,
-            "fingerprint": self.fingerprint(),
-        }
-
-    def fingerprint(self) -> str:
-        """A hash of the training puzzles in their order, as 32 hexadecimal digits."""
-        digest = hashlib.blake2b(digest_size=16)
-        for nums, target in self.train:
-            digest.update(f"{list(nums)}={target};".encode())
-        return digest.hexdigest()
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -272,8 +230,9 @@ def _validated(source: str, rows: Iterator[Any], on_bad_row: str) -> tuple[list[
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def load_puzzles(arguments: PuzzleArguments, progress: bool = True) -> PuzzleSplit:
-    """Loads or generates puzzles and splits them.
+def load_puzzles(arguments: PuzzleArguments, progress: bool = True) -> Split:
+    """Loads or generates puzzles and splits them; number counts take turns among the held-out ones, so that evaluating
+    the first n is fair to each.
 
     Args:
         arguments: the recipe's keys about puzzles.
@@ -299,17 +258,8 @@ def load_puzzles(arguments: PuzzleArguments, progress: bool = True) -> PuzzleSpl
         puzzles, dropped = _validated(*read(source, arguments.dataset_split), arguments.on_bad_row)
         if 0 < rows < len(puzzles):
             puzzles = random.Random(arguments.dataset_seed).sample(puzzles, rows)
-    share = held_out_share(len({puzzle_key(*puzzle) for puzzle in puzzles}), arguments.held_out_puzzles)
-    train: list[Puzzle] = []
-    held_out: dict[str, Puzzle] = {}  # one of each: a puzzle asked twice would count twice
-    for puzzle in puzzles:
-        if is_held_out(*puzzle, share=share):
-            held_out.setdefault(puzzle_key(*puzzle), puzzle)
-        else:
-            train.append(puzzle)
-    if not train:
-        raise DataError(f"{source}: no puzzle is left to train on after the held-out split")
-    return PuzzleSplit(train, _by_turns(list(held_out.values())), share, dropped)
+    split = split_puzzles(puzzles, lambda puzzle: puzzle_key(*puzzle), arguments.held_out_puzzles, dropped)
+    return replace(split, held_out=_by_turns(split.held_out))
 
 
 def _by_turns(puzzles: list[Puzzle]) -> list[Puzzle]:

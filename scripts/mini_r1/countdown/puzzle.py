@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from mini_r1 import task
+
 # The largest number of operands that the solver and the generator accept, as in the television game.
 MAX_NUMBERS = 6
-
-# The held-out side never takes more than this share of the puzzles.
-MAX_HELD_OUT_SHARE = 0.10
 
 # The longest number that a person may type.
 MAX_DIGITS = 6
@@ -113,30 +111,6 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def held_out_share(total_puzzles: int, held_out_puzzles: int) -> float:
-    """The share of the key space that sets about `held_out_puzzles` of `total_puzzles` aside, at most 10 %.
-
-    Args:
-        total_puzzles: at least 1.
-        held_out_puzzles: at least 0.
-    """
-    return min(held_out_puzzles / total_puzzles, MAX_HELD_OUT_SHARE)
-
-
 def is_held_out(nums: Iterable[int], target: int, share: float) -> bool:
-    """Whether a puzzle is on the held-out side of the canonical split: a pure function of its key.
-
-    No seed, order, rank or data set enters, so the answer is the same on every machine and after every resume. A
-    puzzle that is held out at one share is held out at every larger one.
-
-    Args:
-        nums, target: the puzzle.
-        share: the part of all puzzles to hold out, 0 to MAX_HELD_OUT_SHARE.
-
-    Raises:
-        ValueError: when `share` is outside that range.
-    """
-    if not 0 <= share <= MAX_HELD_OUT_SHARE:
-        raise ValueError(f"the held-out share must lie in 0..{MAX_HELD_OUT_SHARE}, got {share}")
-    digest = hashlib.blake2b(puzzle_key(nums, target).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < share * 2**64
+    """Whether a puzzle is on the held-out side of the canonical split; arguments and errors as `task.is_held_out`."""
+    return task.is_held_out(puzzle_key(nums, target), share)

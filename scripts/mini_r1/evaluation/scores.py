@@ -39,7 +39,7 @@ def strata(task: Task, puzzles: Sequence[Any]) -> dict[str, list[int]]:
 
 def _rates(scored: Sequence[Sequence[Score]], k: int) -> list[float]:
     """The estimate of pass@k for each puzzle."""
-    return [pass_at_k(len(scores), sum(int(one.sample.equation_reward) for one in scores), k) for scores in scored]
+    return [pass_at_k(len(scores), sum(one.sample.equation_reward == 1.0 for one in scores), k) for scores in scored]
 
 
 def summarise(task: Task, scored: Sequence[Sequence[Score]], ks: Sequence[int]) -> dict[str, Any]:
@@ -47,7 +47,8 @@ def summarise(task: Task, scored: Sequence[Sequence[Score]], ks: Sequence[int]) 
 
     Returns:
         `puzzles` and `completions` (counts); `pass@k`, `pass@k_low` and `pass@k_high` for each of `ks`, `format` and
-        `truncated` (shares, 0 to 1); `mean_tokens` and each sign of search (means); `reasons` (reason code -> share).
+        `truncated` (shares, 0 to 1); `mean_score` (what answers are paid, partial credit included), `mean_tokens` and
+        each sign of search (means); `reasons` (reason code -> share).
     """
     scores = [one for of_puzzle in scored for one in of_puzzle]
     rates: dict[str, float] = {}
@@ -64,6 +65,7 @@ def summarise(task: Task, scored: Sequence[Sequence[Score]], ks: Sequence[int]) 
         **rates,
         "format": mean(one.sample.format_reward for one in scores),
         "truncated": mean(one.truncated for one in scores),
+        "mean_score": mean(one.sample.equation_reward for one in scores),
         "mean_tokens": mean(one.sample.completion_tokens for one in scores),
         **{sign: mean(count(thinking(one.sample.response)) for one in scores) for sign, count in SIGNS.items()},
         "reasons": {reason.value: mean(one.sample.reason == reason.value for one in scores) for reason in task.reasons},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -49,11 +50,13 @@ def _change_table(changes: list[dict[str, Any]]) -> list[list[str]]:
 def _overall(checkpoints: list[dict[str, Any]]) -> list[list[str]]:
     parts = [entry["strata"][ALL] for entry in checkpoints]
     reasons = [reason for reason in parts[0]["reasons"] if any(part["reasons"][reason] for part in parts)]
+    has_partial = any(not math.isclose(part["mean_score"], part["reasons"]["correct"]) for part in parts)
     return [
         [ALL, *(entry["name"] for entry in checkpoints)],
         *([f"verdict {reason}, %", *(f"{100 * part['reasons'][reason]:.1f}" for part in parts)] for reason in reasons),
         ["format, %", *(f"{100 * part['format']:.1f}" for part in parts)],
         ["cut off, %", *(f"{100 * part['truncated']:.1f}" for part in parts)],
+        *([["mean score", *(f"{part['mean_score']:.3f}" for part in parts)]] if has_partial else []),
         ["tokens", *(f"{part['mean_tokens']:.1f}" for part in parts)],
         *([sign.replace("_", "-"), *(f"{part[sign]:.2f}" for part in parts)] for sign in SIGNS),
         ["puzzles a second", *(f"{entry['puzzles_per_second']:.1f}" for entry in checkpoints)],

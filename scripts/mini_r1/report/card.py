@@ -89,7 +89,7 @@ def _metadata(record: RunRecord, name: str, base: str | None, dataset: str | Non
     """What the Hub reads, as YAML."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    task = record.task.path.rpartition(".")[2]
+    task = record.recipe.get("task") or record.task.path.rpartition(".")[2]
     results = [
         EvalResult(
             task_type="text-generation",

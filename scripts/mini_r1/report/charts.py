@@ -21,6 +21,7 @@ RUN_COLOURS = ("#3b82c4", "#d9822b", "#2a9d68", "#a463c9", "#d64550", "#2b9fa8",
 # (metric, title, whether it is a share of 1), in the order shown, after the held-out success.
 _METRICS = (
     ("rewards/equation_reward_func/mean", "Success while training", True),
+    ("rewards/accuracy_reward_func/mean", "Score while training, partial credit included", True),
     ("rewards/format_reward_func/mean", "Format", True),
     ("reward", "Summed reward", False),
     ("completions/mean_length", "Completion length (tokens)", False),

@@ -37,7 +37,8 @@ class Sample:
         response: the whole assistant turn, prefill included.
         reason: the verdict's reason code.
         value: the exact value of the equation as a string (`"85"`, `"7/2"`), or None.
-        format_reward, equation_reward: 0.0 or 1.0.
+        format_reward: 0.0 or 1.0.
+        equation_reward: what the answer is paid, 0.0 or 1.0; between them where the task gives partial credit.
         completion_tokens: length of the completion in tokens.
         rank, index: which process sampled it, and its place in that process's batch.
     """
@@ -63,6 +64,7 @@ class Sample:
     def as_text(self) -> str:
         """The sample as a person reads it in the .txt files."""
         value = "" if self.value is None else f" (the equation comes to {self.value})"
+        value += f" · score {self.equation_reward:.2f}" if 0 < self.equation_reward < 1 else ""
         return (
             f"{'=' * 100}\n"
             f"step {self.step} · {self.split} · {self.puzzle}\n"
@@ -80,7 +82,7 @@ def judged(task: Task, text: str, puzzle: Any, **kept: Any) -> Sample:
         reason=verdict.reason.value,
         value=None if verdict.value is None else str(verdict.value),
         format_reward=float(has_format(text)),
-        equation_reward=float(verdict.correct),
+        equation_reward=verdict.reward,
         **kept,
     )
 

@@ -34,7 +34,8 @@ def progress_line(logs: dict[str, Any], step: int, max_steps: int) -> str | None
     if f"{prefix}reward" not in logs:
         return None
     parts = [
-        (f"{prefix}rewards/equation_reward_func/mean", "solved {:4.0%}"),
+        (f"{prefix}reason/correct", "solved {:4.0%}"),
+        (f"{prefix}rewards/accuracy_reward_func/mean", "score {:.2f}"),  # partial credit included
         (f"{prefix}rewards/format_reward_func/mean", "format {:4.0%}"),
         (f"{prefix}completions/mean_length", "{:5.1f} tokens"),
         (f"{prefix}thinking/attempts", "{:4.2f} attempts"),

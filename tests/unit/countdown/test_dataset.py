@@ -12,15 +12,16 @@ from typing import Any
 import pytest
 
 from mini_r1.common import DataError, RecipeError
-from mini_r1.countdown.dataset import PuzzleArguments, PuzzleSplit, load_puzzles
+from mini_r1.countdown.dataset import PuzzleArguments, load_puzzles
 from mini_r1.countdown.generator import generate_puzzles
 from mini_r1.countdown.puzzle import Puzzle, is_held_out, parse_row, puzzle_key
+from mini_r1.task import Split
 
 GOOD = {"nums": [44, 19, 35], "target": 98}
 GOOD_LINE = json.dumps(GOOD)
 
 
-def load(path: Path | str, **arguments: Any) -> PuzzleSplit:
+def load(path: Path | str, **arguments: Any) -> Split:
     defaults = {"dataset_rows": 0, "dataset_seed": 0, "held_out_puzzles": 0}
     return load_puzzles(PuzzleArguments(dataset_id_or_path=str(path), **{**defaults, **arguments}))
 
@@ -389,7 +390,7 @@ def test_run_json_describes_the_split():
         "dropped_rows": 0,
         "fingerprint": split.fingerprint(),
     }
-    reordered = PuzzleSplit(split.train[::-1], split.held_out, split.share)
+    reordered = Split(split.train[::-1], split.held_out, split.share)
     assert reordered.fingerprint() != split.fingerprint()
 
 

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mini_r1.countdown.puzzle import MAX_HELD_OUT_SHARE, Puzzle, held_out_share, is_held_out, parse_puzzle, puzzle_key
+from mini_r1.countdown.puzzle import Puzzle, is_held_out, parse_puzzle, puzzle_key
 from mini_r1.intervals import wilson_interval
+from mini_r1.task import MAX_HELD_OUT_SHARE, held_out_share
 
 # --------------------------------------------------------------------------------------------------------------------
 # Typed puzzles

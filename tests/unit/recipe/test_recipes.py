@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from conftest import ACCELERATE_CONFIGS, ROOT, TINY_RECIPE
+from mini_r1 import reasoning_gym
 from mini_r1.common import RecipeError
 from mini_r1.countdown import TASK
 from mini_r1.recipe import Recipe
@@ -47,8 +48,9 @@ def processes_of(words: list[str]) -> int:
 def read(path: Path, *overrides: str, processes: int = 1) -> Recipe:
     """A recipe for the CPU as it is here, any other as on a machine that has the GPUs."""
     there = ["--plan_for", f"{processes}x80", "--plan_processes", str(processes)]
+    task = reasoning_gym.TASK if "scripts/run_reasoning_gym.py" in launch_line(path) else TASK
     return read_recipe(
-        ["--config", str(path), *([] if "use_cpu: true" in path.read_text() else there), *overrides], TASK
+        ["--config", str(path), *([] if "use_cpu: true" in path.read_text() else there), *overrides], task
     )
 
 
@@ -76,6 +78,7 @@ TOPOLOGIES = {
     "grpo-qwen-2.5-3b-8x80gb.yaml": (8, 8, ("colocate", ())),
     TINY_RECIPE.name: (0, 1, ("transformers", ())),
     "grpo-tiny-countdown-3-numbers-cpu.yaml": (0, 1, ("transformers", ())),
+    "grpo-tiny-leg-counting-cpu.yaml": (0, 1, ("transformers", ())),
 }
 
 
@@ -98,10 +101,14 @@ def test_grpo_recipe_fits_its_machine_and_its_batch_is_whole_groups(path: Path):
 
 @pytest.mark.parametrize("path", SFT, ids=lambda path: path.name)
 def test_sft_recipe_parses(path: Path):
-    from run_cold_start import ColdStartArguments, check_values
+    import run_cold_start
+    import run_leg_counting_cold_start
 
-    own = (ColdStartArguments, TASK.arguments)
-    _, puzzles, training = parse(["--config", str(path)], None, own, ("SFTConfig",), check_values)
+    own, check = (run_cold_start.ColdStartArguments, TASK.arguments), run_cold_start.check_values
+    if "scripts/run_leg_counting_cold_start.py" in launch_line(path):
+        own = (run_leg_counting_cold_start.ChainArguments, reasoning_gym.GymArguments)
+        check = run_leg_counting_cold_start.check_values
+    _, puzzles, training = parse(["--config", str(path)], None, own, ("SFTConfig",), check)
     assert training.max_steps > 0
     # A tenth is held out, the most there is, so that whatever a GRPO recipe holds out was held out here as well.
     assert puzzles.held_out_puzzles * 10 >= puzzles.dataset_rows

@@ -111,7 +111,7 @@ def test_a_step_is_told_in_one_line():
     from mini_r1.training.callbacks import progress_line
 
     logs = {
-        "reward": 1.5, "rewards/equation_reward_func/mean": 0.625, "rewards/format_reward_func/mean": 1.0,
+        "reward": 1.5, "reason/correct": 0.625, "rewards/format_reward_func/mean": 1.0,
         "completions/mean_length": 98.25, "thinking/attempts": 3.5, "completions/clipped_ratio": None,
         "step_time": 8.04,
     }  # fmt: skip
