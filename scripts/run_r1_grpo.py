@@ -44,7 +44,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from mini_r1.common import run_cli
-from mini_r1.countdown import TASK, Puzzle  # for another task: a package like mini_r1/countdown, a reward like below
+from mini_r1.countdown import TASK  # for another task, change this line alone
 from mini_r1.generation.prompts import prompt_text
 from mini_r1.recipe import Recipe
 from mini_r1.responses import has_format, judge, response
@@ -115,28 +115,25 @@ def format_reward_func(completions: list, prompts: list | None = None, **kwargs:
     return [float(has_format(response(c, p))) for c, p in zip(completions, prompts, strict=True)]
 
 
-def equation_reward_func(
-    completions: list, target: list[int], nums: list[list[int]], prompts: list | None = None, **kwargs: Any
-) -> list[float]:
-    """1.0 where the answer after the reasoning uses each number exactly once and equals the target exactly.
+def equation_reward_func(completions: list, prompts: list | None = None, **columns: Any) -> list[float]:
+    """1.0 where the answer after the reasoning is right: each number used exactly once, and the target met exactly.
 
     Args:
         completions: one string or message list per completion of this rank's batch.
-        target, nums: the target and the given numbers of each completion's puzzle.
         prompts: as for `format_reward_func`.
+        columns: the fields of each completion's puzzle, as lists: here `nums` and `target`. Others are left alone.
 
     Returns:
-        One float per completion, 0.0 or 1.0. The reason behind a 0.0 is `responses.judge`'s reason code.
+        One float per completion, 0.0 or 1.0; between them where a task gives partial credit. The reason behind it is
+        `responses.judge`'s reason code.
 
     Example:
         >>> equation_reward_func(["</think><answer>2*3</answer>"], target=[6], nums=[[3, 2]])
         [1.0]
     """
     prompts = prompts if prompts is not None else [None] * len(completions)
-    return [
-        float(judge(TASK, response(c, p), Puzzle(n, t)).correct)
-        for c, p, t, n in zip(completions, prompts, target, nums, strict=True)
-    ]
+    puzzles = map(TASK.puzzle, *(columns[field] for field in TASK.puzzle._fields))
+    return [judge(TASK, response(c, p), puzzle).reward for c, p, puzzle in zip(completions, prompts, puzzles, strict=True)]
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -1,21 +1,23 @@
 """What a task is: the one value that `run_r1_grpo.py` hands to all rooms, none of which knows the puzzle's columns.
 
-To train on another verifiable task, copy the room `countdown`, let its `TASK` name your own functions, and import that
-one in `run_r1_grpo.py`. The canonical split into training and held-out puzzles is here, because all tasks share it.
+To train on another verifiable task, write a module whose `TASK` names your own functions (tests/tools/backwards.py is
+a whole one), and import that one in `run_r1_grpo.py`. The canonical split into training and held-out puzzles is here,
+because all tasks share it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib
+import os
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from mini_r1.common import DataError, RunError
+from mini_r1.common import DataError, RecipeError, RunError
 
 # The held-out side never takes more than this share of the puzzles.
 MAX_HELD_OUT_SHARE = 0.10
@@ -136,14 +138,36 @@ def split_puzzles(puzzles: Iterable[Any], key: Callable[[Any], str], held_out_pu
     return Split(train, list(held_out.values()), share, dropped)
 
 
+def _key(default: int, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class GeneratedPuzzles:
+    """The recipe's keys about puzzles of a task that makes them up. Others go into a child of this class."""
+
+    dataset_rows: int = _key(10_000, "Puzzles to make.")
+    dataset_seed: int = _key(42, "Seed of the generator.")
+    held_out_puzzles: int = _key(1024, "Puzzles' worth to keep out of training, at most a tenth of all.")
+
+    def is_local(self) -> bool:
+        return True  # nothing is downloaded
+
+    def check(self) -> None:
+        """Refuses values that cannot work. Raises RecipeError, which names the key."""
+        for key, least in (("dataset_rows", 1), ("held_out_puzzles", 0)):
+            if getattr(self, key) < least:
+                raise RecipeError(f"{key} must be {least} or more, got {getattr(self, key)}")
+
+
 @dataclass(frozen=True)
 class Task:
     """A verifiable task.
 
     Attributes:
         path: the module whose `TASK` this is; stands in `run.json`.
-        arguments: a dataclass of the recipe's keys about puzzles. Its method `could_train_on(split, puzzle)` says
-            whether a run with these arguments, and this `split` part of its `run.json`, may have trained on a puzzle.
+        arguments: a dataclass of the recipe's keys about puzzles, `GeneratedPuzzles` or one like it. If it has a method
+            `could_train_on(split, puzzle)`, that answers `Task.could_train_on`.
         puzzle: a NamedTuple type. Its fields are the data set's columns and the keywords that rewards get; its `str`
             is what people read.
         reasons: the reason codes, with `no_answer`, `several_answers` and `correct` among them.
@@ -170,20 +194,37 @@ class Task:
         """The puzzle in a data set's row or a sample's record. Raises KeyError when a column is missing."""
         return self.puzzle(*(row[field] for field in self.puzzle._fields))
 
+    def could_train_on(self, arguments: Any, split: dict[str, Any], puzzle: Any) -> bool:
+        """Whether a run with these arguments, and this `split` part of its `run.json`, may have trained on a puzzle."""
+        if hasattr(arguments, "could_train_on"):
+            return bool(arguments.could_train_on(split, puzzle))
+        return not is_held_out(self.key(puzzle), split.get("share", MAX_HELD_OUT_SHARE))
+
 
 def load_task(path: str | None) -> Task:
-    """The task of a run, by the path in its `run.json`: a module of this repository, or one that is imported already.
+    """The task of a run, by the path in its `run.json`.
+
+    A run folder may come from others, and importing a module runs it. So only these are: modules of this repository's
+    `scripts`, of the folders that the user names in PYTHONPATH, and what is imported already.
 
     Raises:
         RunError: when there is no such module, or no task in it.
     """
     name = str(path or DEFAULT_PATH)
-    # A run folder may come from others, and importing a module runs it.
-    ours = {".".join(p.relative_to(SCRIPTS).with_suffix("").parts) for p in SCRIPTS.rglob("*.py")}
-    known = name in sys.modules or not ours.isdisjoint((name, f"{name}.__init__"))
-    found = getattr(importlib.import_module(name), "TASK", None) if known else None
+    found = getattr(importlib.import_module(name), "TASK", None) if name in sys.modules or _is_ours(name) else None
     if not isinstance(found, Task):
         raise RunError(
-            f"run.json or --task_module names the task {path!r}, and no module in {SCRIPTS} of this name has a TASK"
+            f"run.json or --task_module names the task {path!r}, and no module in {SCRIPTS} of this name has a TASK: "
+            f"if you trust one elsewhere, name its folder in PYTHONPATH"
         )
     return found
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a module's file lies where the user's own code does."""
+    parts = name.split(".")
+    named = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    files = [os.path.join(folder, *parts) for folder in (SCRIPTS, *filter(None, named))]  # noqa: PTH118
+    # os.path answers where Path raises: a name longer than any file's.
+    there = (os.path.isfile(file + end) for file in files for end in (".py", "/__init__.py"))  # noqa: PTH113
+    return all(map(str.isidentifier, parts)) and any(there)

@@ -135,7 +135,7 @@ def refuse_trained_puzzles(checkpoints: Sequence[Checkpoint], puzzles: Sequence[
     """Raises RunError when one of the checkpoints, of known runs, may have been trained on some of the puzzles."""
     for checkpoint in (checkpoint for checkpoint in checkpoints if checkpoint.run):
         arguments, split = checkpoint.puzzle_arguments(), checkpoint.run.get("split", {})
-        if trained := sum(arguments.could_train_on(split, puzzle) for puzzle in puzzles):
+        if trained := sum(checkpoint.task.could_train_on(arguments, split, puzzle) for puzzle in puzzles):
             raise RunError(
                 f"{trained} of {len(puzzles)} puzzles are on the training side of the split of the run that made "
                 f"{checkpoint.name}, so success on them says nothing about new ones: leave --puzzles out, or add "
