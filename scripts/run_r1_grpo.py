@@ -133,7 +133,9 @@ def equation_reward_func(completions: list, prompts: list | None = None, **colum
     """
     prompts = prompts if prompts is not None else [None] * len(completions)
     puzzles = map(TASK.puzzle, *(columns[field] for field in TASK.puzzle._fields))
-    return [judge(TASK, response(c, p), puzzle).reward for c, p, puzzle in zip(completions, prompts, puzzles, strict=True)]
+    return [
+        judge(TASK, response(c, p), puzzle).reward for c, p, puzzle in zip(completions, prompts, puzzles, strict=True)
+    ]
 
 
 # --------------------------------------------------------------------------------------------------------------------

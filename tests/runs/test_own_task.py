@@ -1,4 +1,4 @@
-"""README's "your own task": a task in one file, `run_r1_grpo.py` with one import changed, and everything else follows."""
+"""README's "your own task": a task in one file, `run_r1_grpo.py` with one import changed; all else follows."""
 
 from __future__ import annotations
 

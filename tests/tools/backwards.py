@@ -1,7 +1,7 @@
 """A task of its own in one file: write a word backwards.
 
-    >>> TASK.check("olleh", Puzzle("hello")).reason.value, TASK.check("hello", Puzzle("hello")).reason.value
-    ('correct', 'wrong')
+>>> TASK.check("olleh", Puzzle("hello")).reason.value, TASK.check("hello", Puzzle("hello")).reason.value
+('correct', 'wrong')
 """
 
 from __future__ import annotations

@@ -47,7 +47,9 @@ class PuzzleArguments:
         "Jiayi-Pan/Countdown-Tasks-3to4",
         "A data set on the Hub, a local parquet/JSONL/JSON/CSV/TSV file or folder, or `generate`.",
     )
-    dataset_split: str = _key("train", "Split of the Hub data set, or of the folder, to draw from.")
+    dataset_split: str = _key(
+        "train", "Split of the Hub data set, or of the folder, to draw from, or several: train+test."
+    )
     dataset_rows: int = _key(50_000, "Puzzles to generate, or to draw at random from the data set (0: all).")
     dataset_seed: int = _key(42, "Seed of the generator or of the draw.")
     on_bad_row: str = _key("drop", "Rows that are no puzzle: `drop` (and report) or `fail`.")
@@ -156,10 +158,10 @@ def _read_local(name: str, split: str) -> tuple[str, Iterator[Any]]:
         return name, _read_files([path])
     found = _read_folder(path)
     if isinstance(found, dict):
-        if split not in found:
-            raise DataError(f"dataset_split: {name} has no split {split!r}, only {', '.join(map(str, found))}")
-        found, name = found[split], f"{name}, split {split}"
-    if not isinstance(found, list):
+        if missing := [part for part in split.split("+") if part not in found]:
+            raise DataError(f"dataset_split: {name} has no split {missing[0]!r}, only {', '.join(map(str, found))}")
+        found, name = [row for part in split.split("+") for row in found[part]], f"{name}, split {split}"
+    if not (isinstance(found, list) and all(isinstance(file, str) for file in found)):
         return name, iter(found)
     files = [Path(file) for file in found]
     return f"{name} ({', '.join(file.name for file in files):.200})", _read_files(files)

@@ -69,12 +69,14 @@ class Loaded:
         model, tokenizer: its own.
         eos_ids: the tokens that end its turn.
         chat_template_kwargs: of the recipe that trained it.
+        stored_as: the torch dtype that its files declare, an adapter's base model's; None where they declare none.
     """
 
     model: Any
     tokenizer: Any
     eos_ids: list[int]
     chat_template_kwargs: dict[str, Any] | None = None
+    stored_as: Any = None
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -145,7 +147,7 @@ def load(checkpoint: Checkpoint, device: str = "auto") -> Loaded:
         RunError: when it cannot be loaded, or there is no such device, or no room on it.
     """
     import torch
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
     if device == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
@@ -156,9 +158,9 @@ def load(checkpoint: Checkpoint, device: str = "auto") -> Loaded:
         if checkpoint.is_adapter and not _has(checkpoint, "adapter_model.safetensors"):
             raise OSError("it holds no adapter_model.safetensors")  # peft would read pickled ones
         dtype = torch.float32 if device == "cpu" else "auto"
-        model = AutoModelForCausalLM.from_pretrained(
-            _absolute(name), revision=revision or "main", dtype=dtype, use_safetensors=True
-        )
+        where = {"pretrained_model_name_or_path": _absolute(name), "revision": revision or "main"}
+        stored_as = AutoConfig.from_pretrained(**where).dtype
+        model = AutoModelForCausalLM.from_pretrained(**where, dtype=dtype, use_safetensors=True)
         # Every token that the model or the tokenizer declares ends a turn, as in TRL.
         declared = model.generation_config.eos_token_id
         model.generation_config = GenerationConfig()  # what the checkpoint brings would fill every gap in ours
@@ -171,7 +173,7 @@ def load(checkpoint: Checkpoint, device: str = "auto") -> Loaded:
         model = model.to(device).eval()
     ids = {tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])}
     kwargs = checkpoint.recipe("chat_template_kwargs", None)
-    return Loaded(model, tokenizer, sorted(i for i in ids if i is not None), kwargs)
+    return Loaded(model, tokenizer, sorted(i for i in ids if i is not None), kwargs, stored_as)
 
 
 def room_for_completion(checkpoint: Checkpoint, tokenizer: Any, prompts: Sequence[str]) -> int:
