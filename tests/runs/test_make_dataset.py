@@ -1,4 +1,4 @@
-"""make_dataset.py: puzzles leave as a data set, come back as the same split, and are evaluated with the same numbers."""
+"""make_dataset.py: puzzles leave as a data set, come back as the same split, and are evaluated to the same numbers."""
 
 from __future__ import annotations
 

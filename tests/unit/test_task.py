@@ -1,4 +1,4 @@
-"""Whose code a run folder may start: modules of this repository, and what is imported already."""
+"""Whose code a run folder may start: modules of this repository, of PYTHONPATH, and what is imported already."""
 
 from __future__ import annotations
 
@@ -20,6 +20,18 @@ def test_the_task_of_a_run(monkeypatch: pytest.MonkeyPatch):
     mine.TASK = TASK  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "my_task", mine)
     assert load_task("my_task") is TASK
+
+
+def test_a_task_where_pythonpath_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "mine_alone.py").write_text("from mini_r1.countdown import TASK\n")
+    (tmp_path / "package_of_mine").mkdir()
+    (tmp_path / "package_of_mine" / "__init__.py").write_text("from mini_r1.countdown import TASK\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("mine_alone", "package_of_mine"):
+        with pytest.raises(RunError, match="name its folder in PYTHONPATH"):
+            load_task(name)
+    monkeypatch.setenv("PYTHONPATH", f"/nowhere:{tmp_path}")
+    assert load_task("mine_alone") is load_task("package_of_mine") is TASK
 
 
 @pytest.mark.parametrize(
