@@ -224,7 +224,7 @@ def _is_ours(name: str) -> bool:
     """Whether a module's file lies where the user's own code does."""
     parts = name.split(".")
     named = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    files = [os.path.join(folder, *parts) for folder in (SCRIPTS, *filter(None, named))]  # noqa: PTH118
+    files = [os.path.join(folder, *parts) for folder in (str(SCRIPTS), *filter(None, named))]  # noqa: PTH118
     # os.path answers where Path raises: a name longer than any file's.
     there = (os.path.isfile(file + end) for file in files for end in (".py", "/__init__.py"))  # noqa: PTH113
     return all(map(str.isidentifier, parts)) and any(there)
