@@ -68,7 +68,9 @@ def test_it_is_reported(finished: Path):
     done = run(sys.executable, "scripts/report.py", finished)
     assert done.returncode == 0, done.stderr
     page = (finished / "report.html").read_text()
-    assert "Write" in page or "word" in page
+    samples = (finished / "samples" / "completion_samples.jsonl").read_text().splitlines()
+    assert samples
+    assert all(json.loads(sample)["word"] in page for sample in samples)
 
 
 @pytest.mark.parametrize("script", ["evaluate.py", "report.py"])
