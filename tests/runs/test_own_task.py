@@ -22,7 +22,7 @@ FOLDERS = (ROOT / "tests" / "tools", ROOT / "scripts")  # the task's own, and wh
 def run(*command: object, path: str = os.pathsep.join(map(str, FOLDERS))) -> subprocess.CompletedProcess[str]:
     environment = program_environment(PYTHONPATH=path)
     words = list(map(str, command))
-    return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=850)
 
 
 @pytest.fixture(scope="module")
