@@ -6,7 +6,9 @@ Needs the package index.
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from conftest import QUICK, ROOT, flags
+from dockerfile import stages
 
 pytestmark = pytest.mark.slow
 
@@ -79,7 +82,8 @@ def resolve(platform: str, python: str, *arguments: object, constraints: Path = 
         pytest.param(LINUX, ["dev", "bench"], id="base, dev and bench"),
         pytest.param(NEWER_LINUX, ["gpu", "dev", "bench"], id="gpu, dev and bench"),
         pytest.param(NEWER_LINUX, ["cpu-vllm", "dev", "bench"], id="cpu-vllm, dev and bench"),
-        pytest.param(MACOS, [], id="base on macOS"),
+        pytest.param(LINUX, ["trackio", "wandb"], id="trackers"),
+        pytest.param(MACOS, ["trackio", "wandb"], id="base and trackers on macOS"),
     ],
 )
 def test_public_wheels_satisfy_pins_and_constraints(platform: str, extras: list[str], python: str, cpu_torch: Path):
@@ -132,20 +136,24 @@ def bare_machine(ordinary_user: dict) -> Iterator[Path]:
 
 @pytest.mark.timeout(1800)
 def test_make_train_from_nothing(bare_machine: Path, ordinary_user: dict):
-    """As an ordinary user in a bare environment: installation, two steps, evaluation, report."""
+    """The lines of the Dockerfile's cpu target, as an ordinary user in a bare environment: installation, two steps,
+    evaluation, report."""
     kept = {key: value for key, value in os.environ.items() if key.startswith("PIP_") or key.lower().endswith("_proxy")}
-    done = subprocess.run(
-        [bare_machine / "bin" / "make", "train", f"ARGS={' '.join(flags(**QUICK))}"],
-        cwd=bare_machine / "checkout",
-        env=kept | {"PATH": str(bare_machine / "bin"), "HOME": str(bare_machine / "home"), "LANG": "C"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        umask=0o077,
-        **ordinary_user,
-    )
-    print(done.stdout)
-    assert done.returncode == 0
+    image = stages(ROOT / "configs" / "docker" / "Dockerfile")["cpu"]
+    (command,) = image["CMD"]
+    for line in (*image["RUN"], shlex.join([*json.loads(command), f"ARGS={' '.join(flags(**QUICK))}"])):
+        done = subprocess.run(
+            [bare_machine / "bin" / "bash", "-ec", line],
+            cwd=bare_machine / "checkout",
+            env=kept | {"PATH": str(bare_machine / "bin"), "HOME": str(bare_machine / "home"), "LANG": "C"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            umask=0o077,
+            **ordinary_user,
+        )
+        print(done.stdout)
+        assert done.returncode == 0
     run = bare_machine / "checkout" / "runs" / "grpo-tiny-countdown-cpu"
     left = {path.name for path in run.iterdir()}
     assert {"run.json", "held_out.json", "report.html"} <= left

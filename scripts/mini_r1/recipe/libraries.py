@@ -118,6 +118,12 @@ def _check_trackers(names: list[str], is_here: bool) -> None:
             type(name, (INTEGRATION_TO_CALLBACK[name],), {"__del__": lambda self: None})()
     except LIBRARY_ERRORS as error:
         raise RecipeError(f"report_to: {one_line(error)}") from error
+    if is_here and "wandb" in names:
+        import wandb
+
+        if wandb.setup().settings.mode == "online" and not wandb.login(prompt=False, verify=False):
+            change = "`wandb login`, or keep the run on this machine with `env: {WANDB_MODE: offline}`"
+            raise RecipeError(f"report_to: wandb has no API key: {change}")
 
 
 def _check_packages(recipe: Recipe) -> None:

@@ -148,6 +148,7 @@ class ScoredCompletions:
         split: str,
         rank: int,
         log_metric: Callable[[str, float], None],
+        log_extra: Callable[[str, list], None],
     ) -> list[bool]:
         """Takes a batch of B completions, and returns which of them are correct.
 
@@ -160,6 +161,7 @@ class ScoredCompletions:
                 show the puzzles as they were drawn.
             rank: of this process.
             log_metric: logs a scalar, averaged over all ranks.
+            log_extra: adds a column to the table of completions that trackers show, one value per completion.
         """
         kept = []
         for index, (row, prompt, completion) in enumerate(zip(rows, prompts, completions, strict=True)):
@@ -177,5 +179,7 @@ class ScoredCompletions:
         log_metric("thinking/mean_length", sum(map(len, thinking_ids)) / len(rows))
         for sign, count in SIGNS.items():
             log_metric(f"thinking/{sign}", sum(map(count, thoughts)) / len(rows))
+        log_extra("verdict", [sample.reason for sample in kept])
+        log_extra("split", [split] * len(kept))
         self.samples.record(kept)
         return solved

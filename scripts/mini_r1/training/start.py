@@ -44,6 +44,7 @@ from mini_r1.run_folder.folder import Run, set_up_logging
 from mini_r1.run_folder.record import pass_metric
 from mini_r1.run_folder.resume import Resume
 from mini_r1.training.adapters import settle_targets
+from mini_r1.training.trackers import settle_trackers
 from mini_r1.training.trainer import RunTrainer
 
 logger = logging.getLogger(__name__)
@@ -261,6 +262,7 @@ def make_trainer(
     """
     training, resume = recipe.training, plan.resume
     training.model_init_kwargs = model_init_kwargs(recipe)
+    settle_trackers(training, run.name)
     if resume is not None:
         training.eval_on_start = resuming.lacks_evaluation(resume, training.eval_steps)
     training.eval_on_start = training.eval_on_start and training.eval_strategy != "no"

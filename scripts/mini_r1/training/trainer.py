@@ -151,6 +151,7 @@ class RunTrainer(ExactResumeTrainer):
             split="refill" if self._is_refilling else "train" if self.model.training else "held_out",
             rank=self.accelerator.process_index,
             log_metric=self._log_metric,
+            log_extra=self._log_completion_extra,
         )
         if not self.model.training:
             self._held_out.add([self._task.puzzle_of(row) for row in inputs], solved)

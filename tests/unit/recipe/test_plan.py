@@ -23,6 +23,7 @@ from mini_r1.recipe.plan import COULD_START, Plan, make_plan
 pytestmark = pytest.mark.slow  # TRL reads the recipes
 
 QWEN_SMALL = {"num_hidden_layers": 28, "hidden_size": 1536, "num_attention_heads": 12, "intermediate_size": 8960}
+QWEN_TINY = {"num_hidden_layers": 24, "hidden_size": 896, "num_attention_heads": 14, "intermediate_size": 4864}
 ARTICLE, SMALL = "grpo-qwen-2.5-3b-deepseek-r1-countdown.yaml", "grpo-qwen-2.5-1.5b-lora-1x24gb.yaml"
 ONE_GPU, EIGHT_GPUS, TINY = "grpo-qwen-2.5-3b-1x80gb.yaml", "grpo-qwen-2.5-3b-8x80gb.yaml", TINY_RECIPE.name
 
@@ -45,12 +46,14 @@ MULTINODE = launched_with("deepspeed_zero3_multinode.yaml")
 
 @pytest.fixture(autouse=True)
 def _surroundings(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The repository's root, both models' shapes in the cache, and variables that last for one test."""
+    """The repository's root, the models' shapes in the cache, and variables that last for one test."""
     from huggingface_hub import constants
 
     cache = tmp_path_factory.mktemp("cache")
-    for size, config in (("3B", QWEN), ("1.5B", QWEN | QWEN_SMALL)):
-        folder = cache / f"models--Qwen--Qwen2.5-{size}-Instruct"
+    tiny = QWEN | QWEN_TINY
+    shapes = {"3B-Instruct": QWEN, "1.5B-Instruct": QWEN | QWEN_SMALL, "0.5B-Instruct": tiny, "0.5B": tiny}
+    for name, config in shapes.items():
+        folder = cache / f"models--Qwen--Qwen2.5-{name}"
         for path, text in (("refs/main", "0" * 40), (f"snapshots/{'0' * 40}/config.json", json.dumps(config))):
             (folder / path).parent.mkdir(parents=True)
             (folder / path).write_text(text)
@@ -177,6 +180,20 @@ PLANS = [
         [],
         ["about 75.4 GB of 80.0 GB", "weights 12.3 GB, gradients 12.3 GB, optimizer 24.7 GB", "= 256 completions"],
         id="one large GPU",
+    ),
+    pytest.param(
+        "grpo-qwen-2.5-0.5b-lora-1x16gb.yaml",
+        "1x16",
+        launched_with("single_gpu_fp16.yaml"),
+        ["transformers, on each rank", "about 8.9 GB of 16.0 GB", "weights 1.1 GB", "activations 4.5 GB"],
+        id="a T4, half precision without bfloat16",
+    ),
+    pytest.param(
+        "grpo-qwen-2.5-0.5b-base-1x16gb.yaml",
+        "1x16",
+        launched_with("single_gpu_fp16.yaml"),
+        ["about 12.3 GB of 16.0 GB", "weights 2.0 GB, gradients 2.0 GB, optimizer 4.0 GB"],
+        id="all weights of a base model on a T4",
     ),
     pytest.param(
         EIGHT_GPUS,

@@ -75,6 +75,8 @@ TOPOLOGIES = {
     ARTICLE.name: (4, 3, ("own_server", ("3",))),
     "grpo-qwen-2.5-3b-1x80gb.yaml": (1, 1, ("colocate", ())),
     "grpo-qwen-2.5-1.5b-lora-1x24gb.yaml": (1, 1, ("colocate", ())),
+    "grpo-qwen-2.5-0.5b-lora-1x16gb.yaml": (1, 1, ("transformers", ())),
+    "grpo-qwen-2.5-0.5b-base-1x16gb.yaml": (1, 1, ("transformers", ())),
     "grpo-qwen-2.5-3b-8x80gb.yaml": (8, 8, ("colocate", ())),
     TINY_RECIPE.name: (0, 1, ("transformers", ())),
     "grpo-tiny-countdown-3-numbers-cpu.yaml": (0, 1, ("transformers", ())),
