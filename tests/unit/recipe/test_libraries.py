@@ -29,8 +29,12 @@ def read(path: Path, text: str, *overrides: str):
 
 THERE = ("--plan_for", "1x80", "--use_cpu", "false")
 LATE = [
-    ("report_to: wandb", "report_to: WandbCallback requires wandb to be installed. Run `pip install wandb`", "wandb"),
-    ("report_to: [tensorboard, trackio]", "Run `pip install trackio`", "trackio"),
+    (
+        "report_to: swanlab",
+        "report_to: SwanLabCallback requires swanlab to be installed. Run `pip install",
+        "a package",
+    ),
+    ("report_to: [tensorboard, clearml]", "Run `pip install clearml`", "a second tracker's package"),
     ("report_to: mlflow", "Run `pip install mlflow`", "a tracker whose destructor fails"),
     ("report_to: wandbb", "report_to: wandbb is not supported, only azure_ml", "no tracker"),
     ("optim: lomo", "optim: lomo, optim_args: None: You need to install `lomo_optim`", "an optimizer's package"),
@@ -89,11 +93,32 @@ def test_what_works_is_let_through(text: str, tmp_path: Path):
 
 
 def test_packages_of_another_machine_are_not_asked_for(tmp_path: Path):
-    for text in ("report_to: wandb", "optim: lomo", "use_liger_kernel: true", "attn_implementation: flash_attention_3"):
+    for text in (
+        "report_to: swanlab",
+        "optim: lomo",
+        "use_liger_kernel: true",
+        "attn_implementation: flash_attention_3",
+    ):
         read(tmp_path / "recipe.yaml", text, *THERE)
     for text in ("report_to: wandbb", "loss_type: gspo", "lr_scheduler_type: warmup_stable_decay"):
         with pytest.raises(RecipeError):
             read(tmp_path / "recipe.yaml", text, *THERE)
+
+
+def test_trackers_are_let_through_and_wandb_needs_a_key_or_to_stay_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import wandb
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    wandb.teardown()  # it reads its variables once a session
+    with pytest.raises(RecipeError, match="report_to: wandb has no API key: `wandb login`, or keep the run on this"):
+        read(tmp_path / "recipe.yaml", "report_to: [trackio, wandb]")
+    wandb.teardown()
+    assert read(tmp_path / "recipe.yaml", "report_to: [trackio, wandb]\nenv: {WANDB_MODE: offline}")
+    wandb.teardown()
 
 
 @pytest.mark.parametrize(
