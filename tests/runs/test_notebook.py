@@ -37,6 +37,7 @@ def text_of(outputs: list) -> str:
     return "".join(output.get("text", "") for output in outputs)
 
 
+@pytest.mark.long
 def test_every_cell_runs_on_the_cpu(installed: Path, tmp_path: Path):
     import nbformat
     from nbclient import NotebookClient
