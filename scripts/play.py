@@ -18,7 +18,7 @@ import sys
 import time
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ from mini_r1.countdown.solver import is_solvable, solve
 from mini_r1.countdown.verifier import explain
 from mini_r1.generation.sampling import Completion, Loaded, Sampling, generate, load
 from mini_r1.responses import THINK_OPEN, answers_in, has_format, judge, response
-from mini_r1.run_folder.checkpoints import resolve
+from mini_r1.run_folder.checkpoints import Checkpoint, resolve
 from mini_r1.task import Verdict
 from run_r1_grpo import build_prompt
 
@@ -62,14 +62,16 @@ class Attempt:
     text: str
     verdict: Verdict
 
-    def report(self, puzzle: Puzzle, seconds: float) -> str:
-        """The verdict in words, and a line with the rest."""
+    def sentence(self, puzzle: Puzzle) -> str:
+        """The verdict in words."""
         answers = answers_in(self.text)
-        sentence = explain(self.verdict, answers[0] if len(answers) == 1 else "", puzzle)
+        return explain(self.verdict, answers[0] if len(answers) == 1 else "", puzzle)
+
+    def numbers(self, seconds: float) -> str:
+        """A line with the rest."""
         kept = "kept" if has_format(self.text) else "broken"
         cut_off = " · cut off before its end" if self.completion.truncated else ""
-        numbers = f"format {kept} · {self.completion.tokens} tokens · {seconds:.1f} s{cut_off}"
-        return f"{coloured(sentence, '32' if self.verdict.correct else '31')}\n{coloured(numbers, '2')}"
+        return f"format {kept} · {self.completion.tokens} tokens · {seconds:.1f} s{cut_off}"
 
 
 def random_puzzle(draw: random.Random, number_counts: Sequence[int]) -> Puzzle:
@@ -77,41 +79,60 @@ def random_puzzle(draw: random.Random, number_counts: Sequence[int]) -> Puzzle:
     return generate_puzzles(1, seed=draw.getrandbits(32), number_counts=[draw.choice(number_counts)])[0]
 
 
-def streamer(tokenizer: Any) -> Any:
+def show(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+def streamer(tokenizer: Any, show: Callable[[str], object] = show) -> Any:
     """What shows a completion as it comes, word by word, with control characters escaped."""
     from transformers import TextStreamer
 
     class Streamer(TextStreamer):
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-            print(printable(text), end="\n" if stream_end else "", flush=True)
+            show(printable(text) + "\n" * stream_end)
 
     return Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+
+
+def attempts_at(
+    puzzles: Sequence[Puzzle], player: Loaded, args: Namespace, show: Callable[[str], object] | None = None
+) -> list[Attempt]:
+    """A player's attempt at each puzzle, judged; at a single one, `show` gets it as it comes."""
+    sampling, tokenizer = (
+        Sampling(temperature=args.temperature, max_tokens=args.max_completion_length),
+        player.tokenizer,
+    )
+    prompts = [build_prompt(tokenizer, puzzle, TASK, player.chat_template_kwargs) for puzzle in puzzles]
+    stream = streamer(tokenizer, show) if show else None
+    drawn = generate(player.model, tokenizer, prompts, sampling, player.eos_ids, streamer=stream)
+    texts = [response(one.text, prompt) for (one,), prompt in zip(drawn, prompts, strict=True)]
+    made = zip(drawn, texts, puzzles, strict=True)
+    return [Attempt(one, text, judge(TASK, text, puzzle)) for (one,), text, puzzle in made]
 
 
 def play(players: Mapping[str, Loaded], puzzle: Puzzle, args: Namespace) -> dict[str, Attempt]:
     """Every player's attempt at a puzzle, shown as it comes and judged; Ctrl-C stops it."""
     unsolvable = "" if is_solvable(*puzzle) else "  (it has no solution)"
     print(coloured(f"\nnumbers {list(puzzle.nums)}, target {puzzle.target}{unsolvable}", "1"))
-    sampling = Sampling(temperature=args.temperature, max_tokens=args.max_completion_length)
     attempts = {}
     for name, player in players.items():
         if len(players) > 1:
             print(coloured(f"--- {name}", "36"))
         print(THINK_OPEN, end="", flush=True)
-        start, tokenizer = time.monotonic(), player.tokenizer
-        prompt, shown = build_prompt(tokenizer, puzzle, TASK, player.chat_template_kwargs), streamer(tokenizer)
-        ((one,),) = generate(player.model, tokenizer, [prompt], sampling, player.eos_ids, streamer=shown)
-        text = response(one.text, prompt)
-        attempts[name] = Attempt(one, text, judge(TASK, text, puzzle))
-        print(attempts[name].report(puzzle, time.monotonic() - start), flush=True)
+        start = time.monotonic()
+        (attempt,) = attempts_at([puzzle], player, args, show)
+        attempts[name] = attempt
+        print(coloured(attempt.sentence(puzzle), "32" if attempt.verdict.correct else "31"))
+        print(coloured(attempt.numbers(time.monotonic() - start), "2"), flush=True)
     if args.solve:
-        print_solution(puzzle)
+        print(solution(puzzle), flush=True)
     return attempts
 
 
-def print_solution(puzzle: Puzzle) -> None:
-    solution = solve(*puzzle)
-    print(f"solver: {solution} = {puzzle.target}" if solution else "solver: there is no solution", flush=True)
+def solution(puzzle: Puzzle) -> str:
+    """The solver's answer, in words."""
+    found = solve(*puzzle)
+    return f"solver: {found} = {puzzle.target}" if found else "solver: there is no solution"
 
 
 def play_series(players: Mapping[str, Loaded], puzzles: Sequence[Puzzle], args: Namespace) -> None:
@@ -146,7 +167,7 @@ def converse(players: Mapping[str, Loaded], draw: random.Random, args: Namespace
         if line == "help":
             print(HELP)
         elif line == "solve":
-            print_solution(puzzle)
+            print(solution(puzzle), flush=True)
         elif line:
             try:
                 if line == "random":
@@ -167,22 +188,40 @@ def converse(players: Mapping[str, Loaded], draw: random.Random, args: Namespace
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def arguments(argv: list[str]) -> Namespace:
-    """The command line; `puzzle` is the one of `--nums` and `--target`, or None. Raises RecipeError."""
-    parser = ArgumentParser(__doc__)
+def add_player_arguments(parser: ArgumentParser) -> None:
+    """What a game needs to know of the models, in the terminal and on the page."""
     add, default = parser.add_argument, "configs/tiny-countdown"
     checkpoint = f"run folder, model or adapter folder, or Hub id[@revision]; default: {default}"
     add("checkpoint", nargs="?", default=default, metavar="CHECKPOINT", help=checkpoint)
-    ways = parser.add_mutually_exclusive_group()
+    add("--compare", metavar="BASE", help="a second checkpoint that plays the same puzzles")
+    add("--temperature", type=float, default=1.0, help="0 is greedy (default: 1.0)")
+    add("--max_completion_length", type=int, metavar="TOKENS", help="default: CHECKPOINT's in training, else 512")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+
+
+def load_players(checkpoints: Mapping[str, Checkpoint], first: Checkpoint, args: Namespace) -> dict[str, Loaded]:
+    """The models in memory; what the command line leaves open is the recipe's that trained the first."""
+    if not args.temperature >= 0:  # nor NaN
+        raise RecipeError(f"--temperature must be 0 or more, got {args.temperature}")
+    args.number_counts = first.recipe("number_counts", [3, 4])  # as the embedded model's
+    args.max_completion_length = args.max_completion_length or first.recipe("max_completion_length", 512)
+    print(coloured(f"loading {' and '.join(checkpoints)} …", "2"), flush=True)
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    return {name: load(checkpoint, args.device) for name, checkpoint in checkpoints.items()}
+
+
+def arguments(argv: list[str]) -> Namespace:
+    """The command line; `puzzle` is the one of `--nums` and `--target`, or None. Raises RecipeError."""
+    parser = ArgumentParser(__doc__)
+    add_player_arguments(parser)
+    add, ways = parser.add_argument, parser.add_mutually_exclusive_group()
     ways.add_argument("--nums", nargs="+", metavar="N", help="play one puzzle with these numbers, and exit")
     add("--target", help="its target")
     ways.add_argument("--random", type=int, metavar="N", help="play N random puzzles, and exit with a tally")
     add("--solve", action="store_true", help="show the solver's answer, too")
-    add("--compare", metavar="BASE", help="a second checkpoint that plays the same puzzles")
-    add("--temperature", type=float, default=1.0, help="0 is greedy (default: 1.0)")
-    add("--max_completion_length", type=int, metavar="TOKENS", help="default: CHECKPOINT's in training, else 512")
     add("--seed", type=int, help="the same puzzles and the same samples every time")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     args = parser.parse_args(argv)
     args.puzzle = None
     if args.nums or args.target:
@@ -190,8 +229,6 @@ def arguments(argv: list[str]) -> Namespace:
             args.puzzle = parse_puzzle(f"{' '.join(args.nums or ())} = {args.target or ''}")
         except ValueError as error:
             raise RecipeError(f"--nums and --target: {error}; for example: --nums 44,19,35 --target 98") from error
-    if not args.temperature >= 0:  # nor NaN
-        raise RecipeError(f"--temperature must be 0 or more, got {args.temperature}")
     return args
 
 
@@ -204,16 +241,11 @@ def main(argv: list[str]) -> None:
         raise RunError(
             f"{args.checkpoint} was trained on {first.task.path}, and only Countdown is played: read its samples"
         )
-    args.number_counts = first.recipe("number_counts", [3])  # three, as the embedded model's
-    args.max_completion_length = args.max_completion_length or first.recipe("max_completion_length", 512)
-    print(coloured(f"loading {' and '.join(names)} …", "2"), flush=True)
-    from transformers import set_seed
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    players = {name: load(checkpoint, args.device) for name, checkpoint in checkpoints.items()}
+    players = load_players(checkpoints, first, args)
     draw = random.Random(args.seed)
     if args.seed is not None:
+        from transformers import set_seed
+
         set_seed(args.seed)
     if args.puzzle:
         play(players, args.puzzle, args)

@@ -79,11 +79,11 @@ def resolve(platform: str, python: str, *arguments: object, constraints: Path = 
     [
         pytest.param(LINUX, [], id="base"),
         pytest.param(LINUX, ["reasoning-gym"], id="base and reasoning-gym"),
-        pytest.param(LINUX, ["dev", "bench"], id="base, dev and bench"),
-        pytest.param(NEWER_LINUX, ["gpu", "dev", "bench"], id="gpu, dev and bench"),
-        pytest.param(NEWER_LINUX, ["cpu-vllm", "dev", "bench"], id="cpu-vllm, dev and bench"),
         pytest.param(LINUX, ["trackio", "wandb"], id="trackers"),
-        pytest.param(MACOS, ["trackio", "wandb"], id="base and trackers on macOS"),
+        pytest.param(LINUX, ["demo", "dev", "bench"], id="base, demo, dev and bench"),
+        pytest.param(NEWER_LINUX, ["gpu", "demo", "dev", "bench"], id="gpu, demo, dev and bench"),
+        pytest.param(NEWER_LINUX, ["cpu-vllm", "demo", "dev", "bench"], id="cpu-vllm, demo, dev and bench"),
+        pytest.param(MACOS, ["demo", "trackio", "wandb"], id="base, demo and trackers on macOS"),
     ],
 )
 def test_public_wheels_satisfy_pins_and_constraints(platform: str, extras: list[str], python: str, cpu_torch: Path):

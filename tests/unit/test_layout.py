@@ -26,7 +26,7 @@ FLOORS = (
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 ALLOWED_SIBLINGS = {("evaluation", "generation")}
 # The one place a room is free to name the task: the path that run folders of before there was one mean.
-SCRIPTS_THAT_KNOW_THE_TASK = {"run_r1_grpo", "run_cold_start", "play", "serve_vllm", "check_gpu", "evaluate", "probe"}
+SCRIPTS_THAT_KNOW_THE_TASK = set("run_r1_grpo run_cold_start play app serve_vllm check_gpu evaluate probe".split())
 
 
 def room_of(path: Path) -> str:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import pytest
 
 import report
+from conftest import set_width
 from mini_r1.common import DiskError, RunError
 from mini_r1.countdown import TASK
 from mini_r1.report import page as report_page
@@ -176,31 +175,8 @@ def test_what_cannot_be_read_or_written_is_one_clear_error(tmp_path: Path):
 # ---- a real browser ------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    chromium, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (chromium and chromedriver):
-        pytest.fail("no chromium or chromedriver on PATH (Debian: chromium, chromium-driver)")
-    options.binary_location = chromium
-    profile = tmp_path_factory.mktemp("chromium")
-    for flag in (
-        *("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync"),
-        *("disable-background-networking", "disable-component-update", f"user-data-dir={profile}"),
-    ):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(chromedriver))
-    yield driver
-    driver.quit()
-
-
 def open_page(browser: Any, page: Path, width: int = 1280) -> None:
-    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    set_width(browser, width)
     browser.get(page.as_uri())
     deadline = time.monotonic() + 60
     while "reading" in browser.execute_script("return document.getElementById('count').textContent"):
