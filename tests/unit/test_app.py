@@ -44,13 +44,12 @@ PINS = pins(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dep
 
 
 def hostile(folder: Path) -> None:
-    """Every equals sign that the model writes becomes markup that runs a script, were it taken for HTML."""
-    config = json.loads((folder / "tokenizer_config.json").read_text())
-    config |= {"tokenizer_class": "PreTrainedTokenizerFast"}  # Qwen's class would make a decoder of its own
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    """Every "yes" and "too" that the model writes becomes markup that runs a script, were it taken for HTML."""
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    replace = {"type": "Replace", "pattern": {"String": "="}, "content": HOSTILE}
-    tokenizer["decoder"] = {"type": "Sequence", "decoders": [tokenizer["decoder"], replace]}
+    model, signs = tokenizer["model"], HOSTILE.replace(" ", "Ġ")
+    for word, written in (("Ġyes", f"Ġyes{signs}"), ("Ġtoo", f"Ġtoo{signs}")):
+        model["vocab"][written] = model["vocab"].pop(word)
+        model["merges"] = [merge for merge in model["merges"] if "".join(merge) != word]
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
 
 
@@ -329,9 +328,8 @@ def test_a_space_has_all_that_the_page_needs(browser: Any, tmp_path: Path):
     assert len(uploads) == 3
     for source, destination in uploads:
         shutil.copytree(ROOT / source, space / destination, dirs_exist_ok=True)
-    missing = sorted(
-        PINS.keys() - pins((space / "requirements.txt").read_text().splitlines()).keys() - {"pyyaml"}
-    )  # which transformers requires
+    brought = {"pyyaml", "rich"}  # by transformers and Gradio
+    missing = sorted(PINS.keys() - pins((space / "requirements.txt").read_text().splitlines()).keys() - brought)
     assert {"trl", "peft", "datasets"} <= set(missing)
     (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({missing!r}))\n")
     settings = dict(re.findall(r"^(\w+): (\S+)$", (space / "README.md").read_text(), re.MULTILINE))

@@ -48,7 +48,7 @@ def processes_of(words: list[str]) -> int:
 def read(path: Path, *overrides: str, processes: int = 1) -> Recipe:
     """A recipe for the CPU as it is here, any other as on a machine that has the GPUs."""
     there = ["--plan_for", f"{processes}x80", "--plan_processes", str(processes)]
-    task = reasoning_gym.TASK if "scripts/run_reasoning_gym.py" in launch_line(path) else TASK
+    task = reasoning_gym.TASK if "run_reasoning_gym.py" in path.read_text() else TASK
     return read_recipe(
         ["--config", str(path), *([] if "use_cpu: true" in path.read_text() else there), *overrides], task
     )
