@@ -55,8 +55,9 @@ def main(argv: list[str]) -> None:
         said, why = predict(recipe, settings)
         folder = args.out / name.replace(" ", "-").replace(":", "")
         if not (folder / "trainer_state.json").is_file():
-            seen_often = {"max_steps": args.steps, "eval_steps": args.steps, "eval_puzzles": 512, "save_strategy": "no"}
-            run(ROOT, folder, recipe, {**settings, **seen_often})
+            length = {"max_steps": args.steps, "eval_steps": args.steps, "save_strategy": "no"}
+            no_guard = {"guard_zero_spread_steps": 0}  # what learns nothing goes on to its last evaluation, too
+            run(ROOT, folder, recipe, {**settings, **length, **no_guard})
         verdict, before, after = seen(folder)
         rows.append({"what": name, "said": said, "why": why, "seen": verdict, "before": before, "after": after})
         print(f"| {name} | {said} | {why} | {verdict} | {before:.0%} → {after:.0%} |", flush=True)
