@@ -20,6 +20,7 @@ import copy
 import difflib
 import json
 import os
+import random
 import signal
 import threading
 from collections.abc import Iterator
@@ -29,8 +30,10 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from mini_r1.common import LIBRARY_ERRORS, RecipeError, one_line
-from mini_r1.task import MAX_HELD_OUT_SHARE, Split, Task, Verdict, is_held_out, split_puzzles
+from mini_r1.task import MAX_HELD_OUT_SHARE, GeneratedPuzzles, Split, Task, Verdict, is_held_out, split_puzzles
 
 SYSTEM_PROMPT = "You are a careful problem solver. You think first and answer afterwards."
 USER_PROMPT = "{question}\n\nThink inside <think> </think>, then give only the answer inside <answer> </answer>."
@@ -67,33 +70,21 @@ class Puzzle(NamedTuple):
         return self.question
 
 
-def _key(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
-
-
 @dataclass
-class GymArguments:
+class GymArguments(GeneratedPuzzles):
     """Which questions. Every field is a recipe key."""
 
-    task: str = _key("", "Name of reasoning-gym's task, as leg_counting.")
+    task: str = field(default="", metadata={"help": "Name of reasoning-gym's task, as leg_counting."})
     task_config: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Its configuration, as {max_animals: 4}; what is left out has its default."}
     )
-    dataset_rows: int = _key(10_000, "Questions to generate.")
-    dataset_seed: int = _key(42, "Seed of the generator.")
-    held_out_puzzles: int = _key(1024, "Questions' worth to keep out of training, at most a tenth of all.")
 
     def __post_init__(self) -> None:
         self.task_config = _pairs(self.task_config)
 
-    def is_local(self) -> bool:
-        return True
-
     def check(self) -> None:
         """Refuses values that cannot work. Raises RecipeError, which names the key."""
-        for key, least in (("dataset_rows", 1), ("held_out_puzzles", 0)):
-            if getattr(self, key) < least:
-                raise RecipeError(f"{key} must be {least} or more, got {getattr(self, key)}")
+        GeneratedPuzzles.check(self)  # not super(): a cold start checks a namespace of the same keys
         _generator(self.task, _config(self))
 
     def could_train_on(self, split: dict[str, Any], puzzle: Puzzle) -> bool:
@@ -113,9 +104,14 @@ def _pairs(given: Any) -> dict[str, Any]:
 
 
 def _config(arguments: GymArguments) -> str:
-    """The generator's configuration as JSON, in which equal ones are written alike."""
-    own = {"seed": arguments.dataset_seed, "size": arguments.dataset_rows}
-    return json.dumps(_pairs(arguments.task_config) | own, sort_keys=True)
+    """The generator's configuration as JSON, in which equal ones are written alike. Raises RecipeError."""
+    pairs = _pairs(arguments.task_config)
+    for key, ours in (("seed", "dataset_seed"), ("size", "dataset_rows")):
+        if key in pairs:
+            raise RecipeError(f"task_config has no {key} here: write the key {ours} instead")
+    # Most generators seed question n with seed + n: neighbouring seeds would give the same questions, shifted.
+    own = {"seed": arguments.dataset_seed * 1_000_000 % 2**32, "size": arguments.dataset_rows}
+    return json.dumps(pairs | own, sort_keys=True)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -158,7 +154,20 @@ def _refuse_to_run_answers(tasks: set[str]) -> None:
 @lru_cache(maxsize=200_000)
 def _entry(task: str, config: str, number: int) -> dict[str, Any]:
     """A question with its answer and what else the scorer looks at."""
-    return _generator(task, config)[number]
+    with _seeded(number):
+        return _generator(task, config)[number]
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Some generators draw from the global random state (list_functions) or set it (pool_matrix)."""
+    states = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
 
 
 def entry(puzzle: Puzzle) -> dict[str, Any]:

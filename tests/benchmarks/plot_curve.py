@@ -63,7 +63,8 @@ def draw(summary: dict[str, Any], path: Path) -> None:
 
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     rates, lengths = figure.subplots(1, 2)
-    for kind, values in summary["pass@1_by_kind"].items():
+    kinds = summary["pass@1_by_kind"]
+    for kind, values in kinds.items() if len(kinds) > 1 else ():
         _band(rates, summary["steps"], [[100 * value for value in run] for run in values], label=kind)
     everything = [[100 * value for value in run] for run in summary["pass@1"]]
     _band(rates, summary["steps"], everything, label="all", color="black", linewidth=2.5)
