@@ -199,9 +199,16 @@ def build(game: Game) -> Any:
         asked = {"fn": game.think, "inputs": puzzle, "outputs": [head, *panels], "show_progress": "hidden"}
         drawn = draw.click(game.random, outputs=puzzle, show_progress="hidden")
         counting = start.click(game.tally, inputs=count, outputs=table, show_progress="minimal")
-        runs = [go.click(**asked), puzzle.submit(**asked), drawn.then(**asked), counting]
+        asking, drawing = gr.on([go.click, puzzle.submit], **asked), drawn.then(**asked)
+        gr.on([go.click, puzzle.submit], None, cancels=drawing)  # else two answers would write into the same panels
+        draw.click(None, cancels=[asking, drawing])
         solve.click(game.solve, inputs=puzzle, outputs=head, show_progress="hidden")
-        stop.click(lambda: note("stopped, not judged"), outputs=head, show_progress="hidden", cancels=runs)
+        stop.click(
+            lambda: note("stopped, not judged"),
+            outputs=head,
+            show_progress="hidden",
+            cancels=[asking, drawing, counting],
+        )
     # A model's lock lets one visitor in at a time; the others see that they wait.
     return page.queue(max_size=QUEUE, default_concurrency_limit=8)
 
@@ -254,4 +261,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    run_cli(main, abandon=lambda: True)  # no model need finish its sentence

@@ -72,12 +72,9 @@ def settle_sampling(args: Namespace, known: Checkpoint) -> Sampling:
 
     Raises RecipeError on what cannot be drawn with; the settings also go into `args`, for the result.
     """
-    overrides = known.recipe("generation_kwargs", {})  # they win in TRL, too
-    for key, (_, default, is_sound, text) in SAMPLING.items():
-        value = getattr(args, key)
-        if value is None:
-            value = overrides.get(key, known.recipe(key, default))
-            value = max(0, value) if key == "top_k" else value  # older runs wrote -1 for all
+    as_trained = known.sampling()
+    for key, (_, _, is_sound, text) in SAMPLING.items():
+        value = as_trained[key] if getattr(args, key) is None else getattr(args, key)
         if value is not None and not is_sound(value):  # nor NaN
             raise RecipeError(f"--{key} must be {text}, got {value}")
         setattr(args, key, value)

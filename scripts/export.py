@@ -15,7 +15,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from mini_r1.common import ArgumentParser, DiskError, RecipeError, RunError, printable, run_cli
+from mini_r1.common import ArgumentParser, DiskError, RecipeError, printable, refuse_filled, run_cli
 from mini_r1.generation.prompts import prompt_text
 from mini_r1.generation.sampling import load
 from mini_r1.run_folder import SAMPLES
@@ -25,22 +25,8 @@ from run_r1_grpo import ASSISTANT_PREFILL
 
 # What stands for the two turns while the chat template is rendered.
 SYSTEM, USER = "SYSTEM-PROMPT-GOES-HERE", "USER-PROMPT-GOES-HERE"
-# Recipe keys, their names in a Modelfile, and the values that leave the model's probabilities as they are. Ollama's own
-# defaults are others.
-SAMPLING = (
-    ("temperature", "temperature", 1.0),
-    ("top_p", "top_p", 1.0),
-    ("top_k", "top_k", 0),
-    ("min_p", "min_p", 0.0),
-    ("repetition_penalty", "repeat_penalty", 1.0),
-)
-
-
-def sampling_of(checkpoint: Checkpoint) -> dict[str, float]:
-    """How the run drew completions, by the recipe's keys; plain sampling where no run is known."""
-    wins = checkpoint.recipe("generation_kwargs", {})  # in TRL, too
-    values = {key: wins.get(key, checkpoint.recipe(key, plain)) for key, _, plain in SAMPLING}
-    return values | {"top_k": max(0, values["top_k"])}  # older runs wrote -1 for all
+# Their names in a Modelfile where they differ. All are written, because Ollama's defaults are not the run's.
+PARAMETERS = {"repetition_penalty": "repeat_penalty"}
 
 
 def ollama_template(tokenizer: Any, kwargs: dict[str, Any] | None) -> str:
@@ -58,8 +44,9 @@ def ollama_template(tokenizer: Any, kwargs: dict[str, Any] | None) -> str:
 
 def modelfile(checkpoint: Checkpoint, tokenizer: Any, stops: list[str], context: int | None) -> str:
     """The Modelfile of an exported folder, in which it stands. Raises RecipeError."""
-    drawn = sampling_of(checkpoint)
-    parameters = [f"{name} {drawn[key]}" for key, name, _ in SAMPLING] + [f"num_ctx {context}"] * bool(context)
+    drawn = checkpoint.sampling()
+    parameters = [f"{PARAMETERS.get(key, key)} {value or 0}" for key, value in drawn.items()]
+    parameters += [f"num_ctx {context}"] * bool(context)
     parameters += [f"stop {json.dumps(stop, ensure_ascii=False)}" for stop in stops]
     system = checkpoint.task.system_prompt
     if '"""' in system:
@@ -82,20 +69,19 @@ def question(checkpoint: Checkpoint) -> str:
     samples = read_samples(checkpoint.run_folder / SAMPLES, task)[0] if checkpoint.run_folder else []
     if not samples:
         return task.user_prompt
-    puzzle = max(samples, key=lambda sample: sample.split == "held_out").puzzle
-    fields = {key: list(value) if isinstance(value, tuple) else value for key, value in puzzle._asdict().items()}
-    return task.user_prompt.format(**fields)
+    return task.question(max(samples, key=lambda sample: sample.split == "held_out").puzzle)
 
 
 def write(checkpoint: Checkpoint, folder: Path) -> None:
     """Writes model, tokenizer and Modelfile. Raises DiskError, RecipeError, RunError."""
+    from safetensors import SafetensorError
     from transformers import GenerationConfig
 
     loaded = load(checkpoint, "cpu")
     model, tokenizer = loaded.model, loaded.tokenizer
     if loaded.stored_as is not None:
         model.to(loaded.stored_as)
-    drawn = sampling_of(checkpoint)
+    drawn = checkpoint.sampling()
     model.generation_config = GenerationConfig(
         do_sample=drawn["temperature"] > 0,
         **(drawn if drawn["temperature"] > 0 else {}),
@@ -109,7 +95,7 @@ def write(checkpoint: Checkpoint, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
         _write_rope_theta(folder / "config.json")
         (folder / "Modelfile").write_text(text, encoding="utf-8")
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise DiskError(f"cannot write to {folder}: {error}; name another folder with --output") from error
 
 
@@ -128,17 +114,19 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     checkpoint = resolve(args.checkpoint)[-1]  # of a run, its newest model
     folder = args.output or (checkpoint.run_folder or Path()) / "export"
-    if folder.exists() and any(folder.iterdir()):
-        raise RunError(f"{folder} is not empty: remove it, or name another folder with --output")
+    refuse_filled(folder)
     write(checkpoint, folder)
     name, there = "mini-r1", shlex.quote(str(folder))
+    # Elsewhere than beside the run's record, task, sampling and split would be the defaults.
+    is_beside = checkpoint.run_folder is None or folder.resolve().parent == checkpoint.run_folder.resolve()
     print(
-        f"{checkpoint.name}{', merged into its base model,' * checkpoint.is_adapter} written to {folder}\n"
-        f"next (none of it was run here; Ollama and llama.cpp do not know every architecture):\n"
-        f"  python scripts/evaluate.py {there}\n"
-        f"  ollama create {name} -f {shlex.quote(str(folder / 'Modelfile'))}\n"
-        f"  ollama run {name} {shlex.quote(printable(question(checkpoint)))}\n"
-        f"  python llama.cpp/convert_hf_to_gguf.py {there} --outfile {shlex.quote(str(folder / 'model.gguf'))}"
+        f"{checkpoint.name}{', merged into its base model,' * checkpoint.is_adapter} written to {folder}",
+        "next (none of it was run here; Ollama and llama.cpp do not know every architecture):",
+        *[f"  python scripts/evaluate.py {there}"] * is_beside,
+        f"  ollama create {name} -f {shlex.quote(str(folder / 'Modelfile'))}",
+        f"  ollama run {name} {shlex.quote(printable(question(checkpoint)))}",
+        f"  python llama.cpp/convert_hf_to_gguf.py {there} --outfile {shlex.quote(str(folder / 'model.gguf'))}",
+        sep="\n",
     )
 
 

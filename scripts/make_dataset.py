@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mini_r1.common import ArgumentParser, DiskError, masked, run_cli
+from mini_r1.common import ArgumentParser, DiskError, masked, refuse_filled, run_cli
 from mini_r1.task import Split, Task
 from run_r1_grpo import TASK
 
@@ -45,8 +45,8 @@ asks a model:
 ## Splits
 
 `train`: {train} puzzles to train on. `test`: {test} held-out puzzles, in the order in which evaluations take them. A
-hash of a puzzle's identity (of numbers and a target, the sorted numbers and the target) decides its side, so no puzzle
-of `test`, nor a permutation of one, is in `train`. About {share:.1%} of all possible puzzles are held out.
+hash of each puzzle's identity (of Countdown: its sorted numbers and its target) decides its side, so no puzzle of
+`test` is in `train`, in whatever order of its numbers. About {share:.1%} of all possible puzzles are held out.
 
 | kind of puzzle | train | test |
 |---|---|---|
@@ -83,13 +83,12 @@ def card(name: str, task: Task, arguments: Any, split: Split, tables: dict[str, 
     """
     counts = {part: Counter(table["stratum"].to_pylist()) for part, table in tables.items()}
     source = getattr(arguments, "dataset_id_or_path", GENERATE)
-    puzzle = split.train[0]
-    fields = {key: list(value) if isinstance(value, tuple) else value for key, value in puzzle._asdict().items()}
+    train = tables["train"]
     return CARD.format(
         front="license: apache-2.0\n" if source == GENERATE else "",
         name=name,
-        row={**fields, "stratum": task.stratum(puzzle)},
-        prompt=task.user_prompt.format(**fields),
+        row={field: column[0].as_py() for field, column in zip(train.column_names, train.columns, strict=True)},
+        prompt=task.question(split.train[0]),
         train=len(split.train),
         test=len(split.held_out),
         share=split.share,
@@ -116,6 +115,7 @@ def main(argv: list[str]) -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where the data set goes")
     args, rest = parser.parse_known_args(argv)
+    refuse_filled(args.output)
     from mini_r1.recipe.parsing import read_draft
 
     asked = read_draft(rest, TASK, __doc__).resolved

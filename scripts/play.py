@@ -200,7 +200,15 @@ def add_player_arguments(parser: ArgumentParser) -> None:
 
 
 def load_players(checkpoints: Mapping[str, Checkpoint], first: Checkpoint, args: Namespace) -> dict[str, Loaded]:
-    """The models in memory; what the command line leaves open is the recipe's that trained the first."""
+    """The models in memory; what the command line leaves open is the recipe's that trained the first.
+
+    Raises:
+        RecipeError, RunError: when they cannot play.
+    """
+    if first.task is not TASK:
+        raise RunError(
+            f"{args.checkpoint} was trained on {first.task.path}, and only Countdown is played: read its samples"
+        )
     if not args.temperature >= 0:  # nor NaN
         raise RecipeError(f"--temperature must be 0 or more, got {args.temperature}")
     args.number_counts = first.recipe("number_counts", [3, 4])  # as the embedded model's
@@ -237,10 +245,6 @@ def main(argv: list[str]) -> None:
     names = [args.checkpoint, *([args.compare] if args.compare else [])]
     checkpoints = {name: resolve(name)[-1] for name in names}  # of a run, its newest model
     first = checkpoints[args.checkpoint]
-    if first.task is not TASK:
-        raise RunError(
-            f"{args.checkpoint} was trained on {first.task.path}, and only Countdown is played: read its samples"
-        )
     players = load_players(checkpoints, first, args)
     draw = random.Random(args.seed)
     if args.seed is not None:

@@ -10,6 +10,7 @@ that teach, format, lengths, entropy, the time of a step on this machine, and a 
 
 from __future__ import annotations
 
+import random
 import time
 from argparse import Namespace
 from collections.abc import Sequence
@@ -22,8 +23,9 @@ from mini_r1.evaluation.table import columns
 from mini_r1.recipe import Recipe
 from mini_r1.recipe.checks import batch_of
 from mini_r1.recipe.machine import plural
-from mini_r1.task import DEFAULT_PATH, load_task
-from run_r1_grpo import prompt_dataset
+from mini_r1.run_folder.checkpoints import Checkpoint
+from mini_r1.task import load_task
+from run_r1_grpo import TASK, prompt_dataset
 
 WORDS = {"learns": "It will learn.", "slowly": "It will learn slowly.", "not": "It will not learn."}
 
@@ -35,8 +37,8 @@ def arguments(argv: list[str]) -> tuple[Namespace, list[str]]:
     parser.add_argument("--backend", choices=["auto", "vllm", "transformers"], default="auto", help="as in evaluate.py")
     parser.add_argument("--processes", type=int, default=1, help="that the run will train with (default: 1)")
     parser.add_argument("--price", type=float, help="of this machine, in dollars an hour")
-    module = f"whose TASK the recipe is about (default: {DEFAULT_PATH})"
-    parser.add_argument("--task_module", default=DEFAULT_PATH, metavar="MODULE", help=module)
+    module = f"whose TASK the recipe is about (default: run_r1_grpo.py's, {TASK.path})"
+    parser.add_argument("--task_module", default=TASK.path, metavar="MODULE", help=module)
     args, rest = parser.parse_known_args(argv)
     for name in ("groups", "processes"):
         if getattr(args, name) < 1:
@@ -50,20 +52,24 @@ def main(argv: list[str]) -> None:
 
     task = load_task(args.task_module)
     recipe = read_recipe(rest, task, __doc__)
+    batch_of(recipe, args.processes)  # refuses what does not fit, before anything is sampled
     from mini_r1.generation.sampling import choose_backend, load, load_tokenizer, sample
-    from mini_r1.run_folder.checkpoints import Checkpoint
 
     model, given = recipe.model, {"recipe": recipe.resolved, "task": task.path}
     own = recipe.script.tokenizer_name_or_path
     checkpoint = Checkpoint("model", model.model_name_or_path, model.model_revision, False, own, given)
     tokenizer = load_tokenizer(checkpoint)
-    rows = prompt_dataset(task.load(recipe.puzzles, True).train[: args.groups], tokenizer, recipe)
+    train = task.load(recipe.puzzles, True).train
+    train = random.Random(recipe.training.seed).sample(train, min(args.groups, len(train)))  # a file may be sorted
+    rows = prompt_dataset(train, tokenizer, recipe)
     prompts, puzzles = list(rows["prompt"]), [task.puzzle_of(row) for row in rows]
     if not prompts:
         raise DataError(f"no prompt fits: raise max_prompt_tokens ({recipe.script.max_prompt_tokens})")
     backend = choose_backend(args.backend)
     begin = time.monotonic()
-    drawn = sample(backend, checkpoint, tokenizer, prompts, sampling_of(recipe), lambda finished: None)
+    drawn = sample(
+        backend, checkpoint, tokenizer, prompts, sampling_of(checkpoint, recipe.training), lambda finished: None
+    )
     seconds = (time.monotonic() - begin) / (len(prompts) * recipe.training.num_generations)
     scored = [
         [score(task, puzzle, prompt, one, index) for index, one in enumerate(group)]
@@ -74,21 +80,12 @@ def main(argv: list[str]) -> None:
     print("\n".join(page(recipe, puzzles, scored, entropy, (seconds, update), args.processes, args.price)))
 
 
-def sampling_of(recipe: Recipe) -> Any:
-    """How the run would sample."""
+def sampling_of(checkpoint: Checkpoint, training: Any) -> Any:
+    """How the run would sample, with its GRPOConfig."""
     from mini_r1.generation.sampling import Sampling
 
-    training = recipe.training
-    wins = training.generation_kwargs or {}  # in TRL, too
-    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-    how = {name: wins.get(name, getattr(training, name)) for name in names}
-    return Sampling(
-        training.num_generations,
-        **{**how, "top_k": max(0, how["top_k"] or 0)},
-        max_tokens=training.max_completion_length,
-        seed=training.seed,
-        batch_size=128,
-    )
+    drawn, limit = checkpoint.sampling(), training.max_completion_length
+    return Sampling(training.num_generations, max_tokens=limit, seed=training.seed, batch_size=128, **drawn)
 
 
 def measure(loaded: Any, texts: Sequence[tuple[str, str]], training: Any) -> tuple[float, float]:
@@ -133,13 +130,13 @@ def page(
     training = recipe.training
     batch = batch_of(recipe, processes)
     overall = summarise(recipe.task, scored, [1])
-    solved = [[one.sample.equation_reward == 1.0 for one in group] for group in scored]
+    rewards = [[one.sample.equation_reward for one in group] for group in scored]
     groups = batch.per_step // batch.generations
-    facts = Facts(solved, overall["format"], overall["truncated"], entropy, groups)
+    facts = Facts(rewards, overall["format"], overall["truncated"], entropy, groups)
     table = [["kind of puzzle", "puzzles", "pass@1", f"pass@{batch.generations}", "groups that teach"]]
     for kind, members in strata(recipe.task, puzzles).items():
         part = summarise(recipe.task, [scored[i] for i in members], [1, batch.generations])
-        teaching = sum(0 < sum(solved[i]) < len(solved[i]) for i in members) / len(members)
+        teaching = sum(min(rewards[i]) < max(rewards[i]) for i in members) / len(members)
         shares = (part["pass@1"], part[f"pass@{batch.generations}"], teaching)
         table.append([kind, str(len(members)), *(f"{share:.0%}" for share in shares)])
     sampling, updating = (batch.per_step / processes * each for each in seconds)

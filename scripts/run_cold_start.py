@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from mini_r1.common import run_cli
+from mini_r1.common import DataError, run_cli
 from mini_r1.countdown import SYSTEM_PROMPT, TASK, USER_PROMPT
 from mini_r1.countdown.dataset import PuzzleArguments
 from mini_r1.countdown.puzzle import Puzzle
@@ -95,6 +95,8 @@ def check_values(values: Namespace) -> None:
     for key in ("persistent_first_share", "products_share", "hit_rate", "give_up_share", "give_up_rate"):
         require(0 <= getattr(values, key) <= 1, key, "between 0 and 1", getattr(values, key))
     require_at_least(values, 1, "max_attempts")
+    counts = values.number_counts or []
+    require(max(counts, default=4) <= 4, "number_counts", "at most 4, more have too many attempts to list", counts)
     check_training_values(values)
 
 
@@ -123,6 +125,8 @@ def write_traces(
     examples: list[tuple[Puzzle, str]] = []
     while len(examples) < count:
         kind = kinds[rng.random() < args.products_share]
+        if not kind:
+            raise DataError("of these puzzles none needs * or /, or all do: raise dataset_rows, or set products_share")
         puzzle = kind[int(rng.integers(len(kind)))]
         share = 0.0 if len(examples) < persistent else args.give_up_share
         trace = write_trace(

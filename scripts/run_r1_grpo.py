@@ -73,9 +73,7 @@ def build_prompt(
         task: whose prompt it is.
         chat_template_kwargs: the recipe's, variables for the chat template.
     """
-    fields = {key: list(value) if isinstance(value, tuple) else value for key, value in puzzle._asdict().items()}
-    user = task.user_prompt.format(**fields)
-    return prompt_text(tokenizer, task.system_prompt, user, ASSISTANT_PREFILL, chat_template_kwargs)
+    return prompt_text(tokenizer, task.system_prompt, task.question(puzzle), ASSISTANT_PREFILL, chat_template_kwargs)
 
 
 def prompt_dataset(puzzles: Sequence[Any], tokenizer: Any, recipe: Recipe) -> Any:

@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 
@@ -110,6 +111,12 @@ def report(error: UserError | str, code: int = 1) -> int:
     if is_first_process():
         print(f"error: {masked(printable(' '.join(str(error).split())))}", file=sys.stderr, flush=True)
     return code
+
+
+def refuse_filled(folder: Path) -> None:
+    """Raises DiskError unless a script can have this folder for what it writes: a new or an empty one."""
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise DiskError(f"{folder} is not empty: remove it, or name another folder with --output")
 
 
 def say(*lines: str) -> None:

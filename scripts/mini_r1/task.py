@@ -194,6 +194,11 @@ class Task:
         """The puzzle in a data set's row or a sample's record. Raises KeyError when a column is missing."""
         return self.puzzle(*(row[field] for field in self.puzzle._fields))
 
+    def question(self, puzzle: Any) -> str:
+        """The user prompt for a puzzle."""
+        fields = {key: list(value) if isinstance(value, tuple) else value for key, value in puzzle._asdict().items()}
+        return self.user_prompt.format(**fields)
+
     def could_train_on(self, arguments: Any, split: dict[str, Any], puzzle: Any) -> bool:
         """Whether a run with these arguments, and this `split` part of its `run.json`, may have trained on a puzzle."""
         if hasattr(arguments, "could_train_on"):

@@ -63,7 +63,8 @@ def main(argv: list[str]) -> None:
 
 def run(checkout: Path, folder: Path, config: str, settings: dict[str, Any]) -> None:
     """Trains in a process of its own, as a user would; leaves `trainer_state.json` in the folder."""
-    words = [f"--{key}={value}" for key, value in (settings | {"output_dir": folder}).items()]
+    own = {"output_dir": folder, "completion_samples_dir": folder.with_name(f"{folder.name}-samples")}
+    words = [f"--{key}={value}" for key, value in (settings | own).items()]
     start([str(checkout / "scripts" / "run_r1_grpo.py"), "--config", config, *words], checkout, folder)
 
 

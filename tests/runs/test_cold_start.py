@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from conftest import ROOT, TINY_MODEL, flags
+from mini_r1.common import UserError
 from mini_r1.countdown import TASK
 from mini_r1.countdown.dataset import PuzzleArguments
 from mini_r1.countdown.generator import generate_puzzles
@@ -66,6 +67,24 @@ def test_as_many_puzzles_need_products_as_asked_for():
     examples = write_traces(generate_puzzles(600, seed=0), 500, 0, args)
     needed = [needs_products(find_ways(puzzle.nums), puzzle.target) for puzzle, _ in examples]
     assert sum(needed) / len(needed) == pytest.approx(0.4, abs=0.07)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        pytest.param({"number_counts": 5}, "number_counts must be at most 4", id="too many attempts to list"),
+        pytest.param({"dataset_id_or_path": "sums.csv"}, "none needs", id="sums alone"),
+    ],
+)
+def test_puzzles_that_cannot_be_shown_are_refused(
+    keys: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    rows = [f"{n} {n + 50},{2 * n + 50}" for n in range(2, 45)]
+    (tmp_path / "sums.csv").write_text("\n".join(["nums,target", *rows]))
+    own = {"output_dir": "out", "dataset_rows": 40, "held_out_puzzles": 1, "max_steps": 10}
+    with pytest.raises(UserError, match=message):
+        main(["--config", str(ROOT / "receipes" / "sft-tiny-countdown.yaml"), *flags(**own | keys)])
 
 
 def test_numbers_start_on_circles():

@@ -11,7 +11,7 @@ import pytest
 
 import export
 from conftest import TINY_MODEL
-from mini_r1.common import RecipeError, RunError
+from mini_r1.common import DiskError, RecipeError
 from mini_r1.countdown import TASK, Puzzle
 from run_r1_grpo import build_prompt
 from small_run import sample
@@ -72,6 +72,7 @@ def test_an_adapter_is_merged(adapter_run: Path, capsys: pytest.CaptureFixture[s
     assert "checkpoint-1, merged into its base model, written to" in out
     assert "none of it was run here" in out
     assert f"convert_hf_to_gguf.py {folder} --outfile" in out
+    assert f"evaluate.py {folder}\n" in out
     assert "Combine the numbers [44, 19, 35] into an equation that equals 98." in out
 
 
@@ -122,5 +123,6 @@ def test_a_template_that_a_modelfile_cannot_hold_is_refused(tmp_path: Path):
 
 def test_nothing_is_written_over(tmp_path: Path):
     (tmp_path / "mine").touch()
-    with pytest.raises(RunError, match="not empty"):
-        export.main([str(TINY_MODEL), "--output", str(tmp_path)])
+    for taken in (tmp_path, tmp_path / "mine"):
+        with pytest.raises(DiskError, match="not empty"):
+            export.main([str(TINY_MODEL), "--output", str(taken)])

@@ -13,7 +13,7 @@ import yaml
 import evaluate
 import make_dataset
 from conftest import TINY_MODEL, TINY_RECIPE, flags
-from mini_r1.common import RunError
+from mini_r1.common import DiskError, RunError
 from mini_r1.countdown import TASK
 from mini_r1.countdown.dataset import PuzzleArguments
 from mini_r1.task import Split
@@ -43,6 +43,13 @@ def test_datasets_loads_it(folder: Path, split: Split, tmp_path: Path):
     for part, puzzles in (("train", split.train), ("test", split.held_out)):
         assert [(tuple(row["nums"]), row["target"]) for row in found[part]] == [(tuple(n), t) for n, t in puzzles]
         assert [row["stratum"] for row in found[part]] == [TASK.stratum(puzzle) for puzzle in puzzles]
+
+
+def test_nothing_is_written_over(folder: Path):
+    before = (folder / "train.parquet").read_bytes()
+    with pytest.raises(DiskError, match="is not empty: remove it, or name another folder with --output"):
+        make_dataset.main(["--config", str(TINY_RECIPE), "--output", str(folder)])
+    assert (folder / "train.parquet").read_bytes() == before
 
 
 def test_its_card_counts_what_is_there(folder: Path, split: Split):

@@ -72,7 +72,7 @@ def test_an_adapter_on_one_target_whose_weights_alone_were_saved(tmp_path: Path)
     assert json.loads((tmp_path / "run" / "adapter_config.json").read_text())["target_modules"] == ["q_proj"]
     code, output = run(tmp_path, **lora | {"max_steps": 2}, lora_target_modules="q_proj")
     assert code == 1
-    assert "and merge it into its base model, python -c " in error_in(output)
+    assert "and merge it into its base model, python scripts/export.py " in error_in(output)
 
     recipe = TINY_RECIPE.read_text() + "use_peft: true\nlora_target_modules: [q_proj, v_pro]\n"
     (tmp_path / "recipe.yaml").write_text(recipe)

@@ -11,6 +11,7 @@ from conftest import TINY_RECIPE, flags
 from mini_r1.common import DataError, RecipeError
 from mini_r1.countdown import TASK
 from mini_r1.recipe.parsing import read_recipe
+from mini_r1.run_folder.checkpoints import Checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +45,8 @@ def test_completions_without_room_will_not_learn(capsys: pytest.CaptureFixture[s
 
 def test_it_samples_as_the_run_would():
     own = {"num_generations": 4, "temperature": 0.7, "top_k": 9, "generation_kwargs": '{"top_k": 5}'}
-    sampling = probe.sampling_of(read_recipe(["--config", str(TINY_RECIPE), *flags(**own)], TASK))
+    recipe = read_recipe(["--config", str(TINY_RECIPE), *flags(**own)], TASK)
+    sampling = probe.sampling_of(Checkpoint("x", "x", run={"recipe": recipe.resolved}), recipe.training)
     assert (sampling.completions, sampling.temperature, sampling.top_k, sampling.top_p) == (4, 0.7, 5, 1.0)
 
 

@@ -235,12 +235,15 @@ def test_a_puzzle_typed_in_ends_in_a_verdict(browser: Any, page: str, run_folder
 @pytest.mark.slow
 def test_a_random_puzzle_and_a_tally_over_many(browser: Any, page: str):
     visit(browser, page)
-    type_in(browser, "")
-    press(browser, "random")
+    type_in(browser, "44 19 35 = 98")
+    browser.execute_script("document.querySelector('#think').click(); document.querySelector('#random').click()")
+    note = lambda: shown(browser, "#note .tile")  # noqa: E731
+    wait_until(lambda: note() not in ([], ["44", "19", "35", "98"]), SECONDS, "the puzzle that was asked for last")
     both = answers(browser, 2)
     drawn = browser.execute_script("return document.querySelector('#puzzle input, #puzzle textarea').value")
     puzzle = parse_puzzle(drawn)
     assert len(puzzle.nums) == 3
+    assert note() == re.findall(r"\d+", drawn)
     assert [in_words(text, puzzle) for text, _ in both] == [said for _, said in both]
     press(browser, "start")
     wait_until(lambda: len(re.findall(r"of 16 solved", "".join(shown(browser, "#tally")))) == 2, SECONDS, "the tally")

@@ -61,7 +61,10 @@ def test_sky_calls_make_with_recipe_and_topology_of_that_machine(path: Path, tmp
     assert set(task) == {"name", "workdir", "resources", "envs", "setup", "run"}
     (gpus,) = set(task["resources"]["accelerators"].values())
     assert f"{gpus}x80gb" in path.stem
-    assert ".[gpu]" in made(task["setup"], tmp_path)
+    # On SkyPilot's machines there is its own.
+    (tmp_path / "uv").write_text('#!/bin/sh\n[ "$2" != find ] || command -v python3\n')
+    (tmp_path / "uv").chmod(0o755)
+    assert ".[gpu]" in made(task["setup"], tmp_path, PATH=f"{tmp_path}:{os.environ['PATH']}")
     words = launched(made(task["run"], tmp_path, ARGS="--max_steps 7 --output_dir 'runs/a b'"))
     assert words[-4:] == ["--max_steps", "7", "--output_dir", "runs/a b"]
     assert task["envs"] == {"ARGS": ""}

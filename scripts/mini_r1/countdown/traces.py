@@ -6,7 +6,7 @@ two-number operations with every intermediate result, recognised for what it is:
     44-19=25, 35+25=60 too low
     44+19=63, 63+35=98 yes!
 
-A model below roughly 1.5 B parameters does not invent search by itself, so it is shown some. Four numbers have hundreds
+A model of a million parameters does not invent search by itself, so it is shown some. Four numbers have hundreds
 of attempts and a handful of solutions, and trying them blindly would take thousands of tokens. So a trace is luckier
 than chance: each attempt is a solution with probability `hit_rate`, and the others mostly come near the target. What
 the model learns from it is an eye for attempts that may work; it cannot learn to always have one.

@@ -1,7 +1,7 @@
 """Will a run learn? A verdict on a few sampled groups, in words, with the change to make.
 
 The thresholds were fixed before any run was predicted with them, and its predictions have not been compared with runs
-yet. GRPO learns from groups that hold right and wrong answers; everything else is about getting some.
+yet. GRPO learns from groups that hold better and worse answers; everything else is about getting some.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ class Facts:
     """What was sampled.
 
     Attributes:
-        solved: the verdicts of each group: P lists of G.
+        rewards: of each group's answers, 0 to 1: P lists of G. 1 is solved.
         format: share of completions in the format, 0 to 1.
         cut_off: share that ended at the length limit, 0 to 1.
         entropy: of the policy, nats a token.
         groups_per_step: puzzles of an optimizer step.
     """
 
-    solved: Sequence[Sequence[bool]]
+    rewards: Sequence[Sequence[float]]
     format: float
     cut_off: float
     entropy: float
@@ -38,12 +38,13 @@ class Facts:
     @property
     def success(self) -> float:
         """pass@1."""
-        return sum(map(sum, self.solved)) / sum(map(len, self.solved))
+        every = [reward for group in self.rewards for reward in group]
+        return every.count(1.0) / len(every)
 
     @property
     def teaching(self) -> float:
-        """The share of groups that hold right and wrong answers, 0 to 1."""
-        return sum(0 < sum(group) < len(group) for group in self.solved) / len(self.solved)
+        """The share of groups whose rewards differ, 0 to 1."""
+        return sum(min(group) < max(group) for group in self.rewards) / len(self.rewards)
 
     @property
     def teaching_per_step(self) -> float:
@@ -62,7 +63,7 @@ class Forecast:
 
 def forecast(facts: Facts) -> Forecast:
     """What a run on such groups will do. The first rule that applies decides."""
-    generations = len(facts.solved[0])
+    generations = len(facts.rewards[0])
     if facts.cut_off >= MOST_CUT_OFF:
         why = f"{facts.cut_off:.0%} of the completions are cut off before they answer"
         return Forecast("not", why, ("raise max_completion_length", "choose a model that reasons more briefly"))
@@ -71,14 +72,18 @@ def forecast(facts: Facts) -> Forecast:
         return Forecast("not", why, ("begin with an instruct model or a cold start", "look at the prompt and samples"))
     if facts.success >= TOO_EASY:
         why = f"{facts.success:.0%} are solved already"
-        return Forecast("not", why, ("harder puzzles: raise number_counts or widen number_range",))
+        return Forecast("not", why, ("harder puzzles: of Countdown, more number_counts or a wider number_range",))
     per_step = facts.teaching_per_step
-    why = f"{per_step:.1f} of {facts.groups_per_step} groups a step hold right and wrong answers"
+    why = f"{per_step:.1f} of {facts.groups_per_step} groups a step hold better and worse answers"
     if per_step >= ENOUGH_GROUPS:
         return Forecast("learns", why)
     changes = [f"raise num_generations ({2 * generations})", "more puzzles a step: gradient_accumulation_steps"]
     if facts.entropy < NO_ENTROPY:
         changes.insert(0, "raise temperature: siblings are copies of each other")
     elif facts.success < 1 / (2 * generations):
-        changes = ["a cold start or a stronger model first", "easier puzzles: lower number_counts", *changes]
+        changes = [
+            "a cold start or a stronger model first",
+            "easier puzzles: of Countdown, lower number_counts",
+            *changes,
+        ]
     return Forecast("slowly" if per_step >= LEAST_GROUPS else "not", why, tuple(changes))

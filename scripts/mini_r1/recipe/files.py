@@ -52,13 +52,10 @@ def same_value(key: str, one: Any, other: Any) -> bool:
 
 
 def how_to_merge(adapter: str | Path) -> str:
-    """The command that makes a full model of an adapter, which a recipe can name, and the keys that name it."""
-    program = (
-        "from peft import AutoPeftModelForCausalLM as M; "
-        f"M.from_pretrained({str(adapter)!r}).merge_and_unload().save_pretrained({str(Path(adapter, 'merged'))!r})"
-    )
-    keys = f"model_name_or_path: {Path(adapter, 'merged')} and tokenizer_name_or_path: {adapter}"
-    return f"merge it into its base model, python -c {shlex.quote(program)}, and write {keys}"
+    """The command that makes a full model of an adapter, which a recipe can name, and the key that names it."""
+    merged = Path(adapter, "merged")
+    command = f"python scripts/export.py {shlex.quote(str(adapter))} --output {shlex.quote(str(merged))}"
+    return f"merge it into its base model, {command}, and write model_name_or_path: {merged}"
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

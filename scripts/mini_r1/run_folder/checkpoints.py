@@ -48,6 +48,13 @@ class Checkpoint:
         value = self.run.get("recipe", {}).get(key)
         return default if value is None else value
 
+    def sampling(self) -> dict[str, Any]:
+        """How the run drew completions, by the recipe's keys; plain sampling where no run is known."""
+        plain = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0}
+        wins = self.recipe("generation_kwargs", {})  # in TRL, too
+        values = {key: wins.get(key, self.recipe(key, default)) for key, default in plain.items()}
+        return values | {"top_k": max(0, values["top_k"] or 0)}  # older runs wrote -1 for all
+
     def puzzle_arguments(self, **changes: Any) -> Any:
         """The task's arguments as its run had them, with changes; null and None stand for a default."""
         given = {key: value for key, value in changes.items() if value is not None}

@@ -145,6 +145,7 @@ class Run:
                 if link.exists() and not link.is_symlink():
                     logger.warning("%s is a file of its own and stays; see %s", link, self.samples_folder)
                     continue
+                (self.samples_folder / name).touch()  # a run may never have a success
                 link.unlink(missing_ok=True)
                 link.symlink_to(Path(self.samples_folder.name, name))
         except OSError as error:
