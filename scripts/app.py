@@ -196,19 +196,15 @@ def build(game: Game) -> Any:
             start = gr.Button("Tally", min_width=120, elem_id="start")
         table = gr.HTML(elem_id="tally")
 
-        asked = {"fn": game.think, "inputs": puzzle, "outputs": [head, *panels], "show_progress": "hidden"}
-        drawn = draw.click(game.random, outputs=puzzle, show_progress="hidden")
-        counting = start.click(game.tally, inputs=count, outputs=table, show_progress="minimal")
-        asking, drawing = gr.on([go.click, puzzle.submit], **asked), drawn.then(**asked)
-        gr.on([go.click, puzzle.submit], None, cancels=drawing)  # else two answers would write into the same panels
-        draw.click(None, cancels=[asking, drawing])
-        solve.click(game.solve, inputs=puzzle, outputs=head, show_progress="hidden")
-        stop.click(
-            lambda: note("stopped, not judged"),
-            outputs=head,
-            show_progress="hidden",
-            cancels=[asking, drawing, counting],
+        # One listener, so that two answers never write into the same panels: while one is shown, no other begins.
+        asked = gr.on(
+            [go.click, puzzle.submit], game.think, inputs=puzzle, outputs=[head, *panels], show_progress="hidden"
         )
+        draw.click(game.random, outputs=puzzle, show_progress="hidden")
+        counting = start.click(game.tally, inputs=count, outputs=table, show_progress="minimal")
+        solve.click(game.solve, inputs=puzzle, outputs=head, show_progress="hidden")
+        stopped = note("stopped, not judged")
+        stop.click(lambda: stopped, outputs=head, show_progress="hidden", cancels=[asked, counting])
     # A model's lock lets one visitor in at a time; the others see that they wait.
     return page.queue(max_size=QUEUE, default_concurrency_limit=8)
 

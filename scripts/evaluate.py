@@ -27,6 +27,7 @@ from mini_r1.evaluation.table import as_text, flat_table
 from mini_r1.generation.sampling import Sampling, choose_backend, load_tokenizer, room_for_completion, sample
 from mini_r1.recipe.checks import check_writable
 from mini_r1.run_folder.checkpoints import Checkpoint, refuse_trained_puzzles, resolve
+from mini_r1.task import Task
 from run_r1_grpo import build_prompt
 
 # The word for puzzles made up on the spot, as in recipes.
@@ -125,11 +126,13 @@ def choose_puzzles(args: Namespace, known: Checkpoint) -> tuple[list[Any], str]:
     return puzzles[: args.num_puzzles or None], f"{'held-out ' if is_own else ''}puzzles of {source}"
 
 
-def evaluate(checkpoint: Checkpoint, puzzles: Sequence[Any], sampling: Sampling, backend: str) -> list[list[Score]]:
-    """The scores of one checkpoint's completions, G for each puzzle."""
+def evaluate(
+    checkpoint: Checkpoint, task: Task, puzzles: Sequence[Any], sampling: Sampling, backend: str
+) -> list[list[Score]]:
+    """The scores of one checkpoint's completions, G for each puzzle of the task."""
     from tqdm import tqdm
 
-    task, tokenizer = checkpoint.task, load_tokenizer(checkpoint)
+    tokenizer = load_tokenizer(checkpoint)
     kwargs = checkpoint.recipe("chat_template_kwargs", None)
     prompts = [build_prompt(tokenizer, puzzle, task, kwargs) for puzzle in puzzles]
     if room := room_for_completion(checkpoint, tokenizer, prompts):
@@ -161,7 +164,7 @@ def main(argv: list[str]) -> None:
     entries: list[dict[str, Any]] = []
     for one in checkpoints:
         begin = time.monotonic()
-        scores = scored[one.name] = evaluate(one, puzzles, sampling, backend)
+        scores = scored[one.name] = evaluate(one, known.task, puzzles, sampling, backend)
         seconds = time.monotonic() - begin
         parts = {
             group: summarise(known.task, [scores[i] for i in members], args.k) for group, members in groups.items()

@@ -4,10 +4,10 @@
     python scripts/play.py runs/grpo-tiny-countdown-cpu --nums 44,19,35 --target 98
     python scripts/play.py runs/grpo-tiny-countdown-cpu --random 5 --compare configs/tiny-countdown
 
-The prompt, the sampling and the verdict are those of training: `run_r1_grpo.build_prompt`, temperature alone (no top-p,
-top-k or penalty that the checkpoint may bring), and the functions behind the rewards. What a model writes is data: it
-is printed with control characters escaped, so it cannot drive the terminal. A handful of puzzles is an impression, not
-a measurement.
+The prompt, the sampling and the verdict are those of training: `run_r1_grpo.build_prompt`, the recipe's temperature,
+top-p and so on (not those of the checkpoint's generation_config.json), and the functions behind the rewards. What a
+model writes is data: it is printed with control characters escaped, so it cannot drive the terminal. A handful of
+puzzles is an impression, not a measurement.
 """
 
 from __future__ import annotations
@@ -98,13 +98,10 @@ def attempts_at(
     puzzles: Sequence[Puzzle], player: Loaded, args: Namespace, show: Callable[[str], object] | None = None
 ) -> list[Attempt]:
     """A player's attempt at each puzzle, judged; at a single one, `show` gets it as it comes."""
-    sampling, tokenizer = (
-        Sampling(temperature=args.temperature, max_tokens=args.max_completion_length),
-        player.tokenizer,
-    )
+    tokenizer = player.tokenizer
     prompts = [build_prompt(tokenizer, puzzle, TASK, player.chat_template_kwargs) for puzzle in puzzles]
     stream = streamer(tokenizer, show) if show else None
-    drawn = generate(player.model, tokenizer, prompts, sampling, player.eos_ids, streamer=stream)
+    drawn = generate(player.model, tokenizer, prompts, args.sampling, player.eos_ids, streamer=stream)
     texts = [response(one.text, prompt) for (one,), prompt in zip(drawn, prompts, strict=True)]
     made = zip(drawn, texts, puzzles, strict=True)
     return [Attempt(one, text, judge(TASK, text, puzzle)) for (one,), text, puzzle in made]
@@ -194,7 +191,7 @@ def add_player_arguments(parser: ArgumentParser) -> None:
     checkpoint = f"run folder, model or adapter folder, or Hub id[@revision]; default: {default}"
     add("checkpoint", nargs="?", default=default, metavar="CHECKPOINT", help=checkpoint)
     add("--compare", metavar="BASE", help="a second checkpoint that plays the same puzzles")
-    add("--temperature", type=float, default=1.0, help="0 is greedy (default: 1.0)")
+    add("--temperature", type=float, help="0 is greedy (default: CHECKPOINT's in training, else 1.0)")
     add("--max_completion_length", type=int, metavar="TOKENS", help="default: CHECKPOINT's in training, else 512")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
 
@@ -209,10 +206,12 @@ def load_players(checkpoints: Mapping[str, Checkpoint], first: Checkpoint, args:
         raise RunError(
             f"{args.checkpoint} was trained on {first.task.path}, and only Countdown is played: read its samples"
         )
-    if not args.temperature >= 0:  # nor NaN
+    drawn = first.sampling() | ({} if args.temperature is None else {"temperature": args.temperature})
+    if not drawn["temperature"] >= 0:  # nor NaN
         raise RecipeError(f"--temperature must be 0 or more, got {args.temperature}")
     args.number_counts = first.recipe("number_counts", [3, 4])  # as the embedded model's
-    args.max_completion_length = args.max_completion_length or first.recipe("max_completion_length", 512)
+    limit = args.max_completion_length or first.recipe("max_completion_length", 512)
+    args.sampling = Sampling(**drawn, max_tokens=limit)
     print(coloured(f"loading {' and '.join(checkpoints)} …", "2"), flush=True)
     from transformers.utils import logging
 

@@ -42,7 +42,9 @@ from mini_r1.intervals import wilson_interval
 from mini_r1.recipe.checks import check_writable, require, require_at_least
 from mini_r1.recipe.parsing import parse
 from mini_r1.responses import judge, response, thinking
+from mini_r1.run_folder import TRAINER_STATE
 from mini_r1.run_folder.folder import set_up_logging
+from mini_r1.run_folder.manifest import checkpoints_in
 from mini_r1.signs import count_attempts
 from mini_r1.task import Task
 from run_r1_grpo import build_prompt
@@ -332,7 +334,6 @@ def train(
         phrases: texts that become one token each.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
-    from transformers.trainer_utils import get_last_checkpoint
     from trl import SFTTrainer
 
     from mini_r1.training.muon import MuonWithAdamW
@@ -358,7 +359,9 @@ def train(
         processing_class=tokenizer,
         optimizers=(optimizer, None),
     )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(training_args.output_dir))
+    saved = checkpoints_in(Path(training_args.output_dir)).values()
+    whole = [str(path) for path in saved if (path / TRAINER_STATE).is_file()]  # which is written last
+    trainer.train(resume_from_checkpoint=whole[-1] if whole else None)
     trainer.model.config.use_cache = True  # off while training; generating with the checkpoint wants it
     trainer.save_model(training_args.output_dir)
     tokenizer.save_pretrained(training_args.output_dir)

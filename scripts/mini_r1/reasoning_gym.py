@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mini_r1.common import LIBRARY_ERRORS, RecipeError, one_line
-from mini_r1.task import MAX_HELD_OUT_SHARE, GeneratedPuzzles, Split, Task, Verdict, is_held_out, split_puzzles
+from mini_r1.task import GeneratedPuzzles, Split, Task, Verdict, split_puzzles
 
 SYSTEM_PROMPT = "You are a careful problem solver. You think first and answer afterwards."
 USER_PROMPT = "{question}\n\nThink inside <think> </think>, then give only the answer inside <answer> </answer>."
@@ -86,10 +86,6 @@ class GymArguments(GeneratedPuzzles):
         """Refuses values that cannot work. Raises RecipeError, which names the key."""
         GeneratedPuzzles.check(self)  # not super(): a cold start checks a namespace of the same keys
         _generator(self.task, _config(self))
-
-    def could_train_on(self, split: dict[str, Any], puzzle: Puzzle) -> bool:
-        """Whether a run with these arguments, and this `split` part of its `run.json`, may have trained on a puzzle."""
-        return not is_held_out(puzzle.question, split.get("share", MAX_HELD_OUT_SHARE))
 
 
 def _pairs(given: Any) -> dict[str, Any]:

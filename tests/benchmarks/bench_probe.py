@@ -31,10 +31,10 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("three numbers", THREE, {}),
     ("pairs: groups of two", TINY, {"num_generations": 2}),
     ("nearly greedy", TINY, {"temperature": 0.05}),
-    ("six numbers", TINY, {"number_counts": [6]}),
+    ("six numbers", TINY, {"number_counts": 6}),
     ("no room to answer", TINY, {"max_completion_length": 16}),
     ("untrained", TINY, {"model_name_or_path": "{untrained}", "max_completion_length": 64}),
-    ("trained already", TINY, {"model_name_or_path": "{trained}", "number_counts": [3], "number_range": [1, 30]}),
+    ("trained already", TINY, {"model_name_or_path": "{trained}", "number_counts": 3}),
 ]
 
 

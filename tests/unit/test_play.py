@@ -195,6 +195,15 @@ def test_random_puzzles_are_like_those_of_the_run_and_end_with_a_tally(played: P
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("recipe", [{"temperature": 0.01}, {"top_k": 1}], ids=str)
+def test_a_run_is_played_as_it_was_trained(recipe: dict[str, object], played: Play, checkpoint: Path):
+    """Both leave nothing to chance."""
+    (checkpoint / "run.json").write_text(json.dumps({"recipe": recipe}))
+    shown = [without_times(played(checkpoint, *PUZZLE_FLAGS, "--seed", seed)) for seed in (1, 2, 3)]
+    assert shown[0] == shown[1] == shown[2]
+
+
+@pytest.mark.slow
 def test_the_sampling_values_of_a_checkpoint_are_ignored(played: Play, checkpoint: Path):
     """A generation_config.json like those of instruct models, but extreme: it would make every sample the same."""
     plain = played(checkpoint, *PUZZLE_FLAGS, "--seed", 5)

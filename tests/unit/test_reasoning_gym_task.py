@@ -61,10 +61,10 @@ def test_a_task_by_its_name_loads_splits_and_scores(task: str, config: dict[str,
     assert load(task, **config) == split
     for puzzle in split.held_out:
         assert is_held_out(puzzle.question, split.share)
-        assert not GymArguments(task=task).could_train_on(split.describe(), puzzle)
+        assert not TASK.could_train_on(GymArguments(task=task), split.describe(), puzzle)
         assert judge(TASK, of(f" {entry(puzzle)['answer']}\n"), puzzle).correct
         assert not TASK.check("no idea", puzzle).correct
-    assert GymArguments(task=task).could_train_on(split.describe(), split.train[0])
+    assert TASK.could_train_on(GymArguments(task=task), split.describe(), split.train[0])
     assert load_task(TASK.path) is TASK
 
 

@@ -79,7 +79,7 @@ FOREIGN_KEYS = {
     "num_infer_workers": "remove it; `vllm_tensor_parallel_size` is the number of a server's GPUs",
     "sleep_level": "write `vllm_enable_sleep_mode`",
     "deepspeed_config": "remove it; --config_file of accelerate launch names the strategy",
-    "dynamic_sample": "remove it; there is no dynamic sampling here",
+    "dynamic_sample": "write `refill_rounds`, the rounds of resampling",
 }
 
 

@@ -143,8 +143,8 @@ def disk_lines(recipe: Recipe, shape: memory.ModelShape, machine: Machine) -> li
 
 def _time_line(recipe: Recipe) -> str:
     """The time of the recipe's measured runs, where they are kept beside it as JSON."""
-    steps, measured = recipe.training.max_steps, Path(recipe.path or "").with_suffix(".json")
-    if steps > 0 and measured.is_file():
+    steps = recipe.training.max_steps
+    if steps > 0 and recipe.path and (measured := Path(recipe.path).with_suffix(".json")).is_file():
         runs = json.loads(measured.read_text())
         minutes = sum(runs["train_minutes"]) / len(runs["train_minutes"]) * steps / runs["steps"][-1]
         return f"  time:       about {minutes:.0f} minutes for {steps} steps, by the recipe's measured runs"

@@ -66,7 +66,8 @@ class Chart:
 def make_charts(runs: Sequence[RunRecord]) -> list[Chart]:
     """The curves that at least one of the runs has, in the order in which they are shown."""
     held_out = [[(p["step"], p["pass@1"], p["low"], p["high"]) for p in run.held_out] for run in runs]
-    charts = [Chart("Held-out success (pass@1, 95 % interval)", "eval/" + _METRICS[0][0], True, held_out)]
+    solved = pass_metric().replace("eval_", "eval/", 1)
+    charts = [Chart("Held-out success (pass@1, 95 % interval)", solved, True, held_out)]
     for kind in sorted({kind for run in runs for point in run.held_out for kind in point.get("strata", ())}):
         title, metric = f"Held-out: {kind}", pass_metric(kind).replace("eval_", "eval/", 1)
         charts.append(Chart(title, metric, True, [_of_kind(run, kind) for run in runs]))

@@ -84,8 +84,8 @@ def _of_run(folder: Path) -> list[Checkpoint]:
     # One that is just being written is left out. Early runs wrote no manifests.
     complete = [path for path in checkpoints if not fault_in(path)] or checkpoints
     found = [_local(path, path.name) for path in complete if _is_model(path)]
-    if _is_model(folder):
-        step = (read_json(folder / TRAINER_STATE) or {}).get("global_step")
+    step = (read_json(folder / TRAINER_STATE) or {}).get("global_step")
+    if _is_model(folder) and (step is not None or not found):  # without a state it is of a run before this one
         marked = [point["step"] for point in read_json(folder / HELD_OUT) or () if point.get("final")]
         name = f"checkpoint-{marked[0] if marked else step}"
         if not (found and found[-1].name == name):

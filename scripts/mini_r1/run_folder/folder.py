@@ -130,7 +130,7 @@ class Run:
     def _set_earlier_run_aside(self) -> None:
         """Renames what an earlier run left in this folder, so that two runs never mix in one file."""
         name = run_name(self._earlier) or time.strftime("before-%Y%m%d-%H%M%S")
-        for part in (SAMPLES, "tensorboard"):
+        for part in (SAMPLES, "tensorboard", "evaluation"):
             old = self.folder / f"{part}-{name}"
             if (self.folder / part).exists():
                 (self.folder / part).rename(old)

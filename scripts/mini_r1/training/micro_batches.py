@@ -17,14 +17,12 @@ import torch
 _ALONG_COMPLETION = (
     "completion_ids",
     "completion_mask",
-    "tool_mask",
     "old_per_token_logps",
     "ref_per_token_logps",
     "sampling_per_token_logps",
     "importance_sampling_ratio",
 )
 ALONG_PROMPT = ("prompt_ids", "prompt_mask")
-_MULTIMODAL = {"pixel_values", "token_type_ids", "mm_token_type_ids"}
 
 MicroBatch = dict[str, Any]
 
@@ -36,10 +34,8 @@ def trim_padding(inputs: MicroBatch) -> MicroBatch:
         inputs: what `GRPOTrainer._compute_loss` takes.
 
     Returns:
-        The same dict with shorter tensors; untouched where a multimodal batch carries more per-token tensors.
+        The same dict with shorter tensors.
     """
-    if _MULTIMODAL & inputs.keys():
-        return inputs
     completion_length = inputs["completion_ids"].size(1)
     # Two columns at least: TRL takes tensors of one column for per-sequence values.
     longest_completion = max(int(inputs["completion_mask"].sum(dim=1).max()), min(2, completion_length))
@@ -64,10 +60,7 @@ def sort_rows(batches: list[MicroBatch], per_step: int, zeros_apart: bool) -> li
 
     Returns:
         As many micro-batches of the same size; longest rows first, so that memory runs out at once or not at all.
-        A multimodal batch comes back as it was.
     """
-    if _MULTIMODAL & batches[0].keys():
-        return batches
     sorted_batches = []
     for start in range(0, len(batches), per_step):
         step = batches[start : start + per_step]
@@ -90,13 +83,8 @@ def _join(parts: list[Any]) -> Any:
     return torch.cat(parts) if _has_rows(parts[0]) else parts[0]
 
 
-def rows_with_gradient(inputs: MicroBatch) -> torch.Tensor | None:
-    """Which rows need a backward pass, (B,) bool: those with an advantage, one at least, so that there is a loss.
-
-    None, for all of them, where a multimodal batch carries more than its rows.
-    """
-    if _MULTIMODAL & inputs.keys():
-        return None
+def rows_with_gradient(inputs: MicroBatch) -> torch.Tensor:
+    """Which rows need a backward pass, (B,) bool: those with an advantage, one at least, so that there is a loss."""
     needed = inputs["advantages"] != 0
     needed[-1] |= ~needed.any()  # the last is the shortest
     return needed

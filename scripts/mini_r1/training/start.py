@@ -78,6 +78,7 @@ def find_resume(recipe: Recipe) -> Resume | None:
         check_writable(recipe.training.output_dir)
         if is_main_process():
             resuming.hold(Path(recipe.training.output_dir))
+        PartialState().wait_for_everyone()  # the run that holds the folder may still write to it
         if hub.wants_hub(recipe):
             with PartialState().main_process_first():
                 if is_main_process():

@@ -111,8 +111,7 @@ class RunTrainer(ExactResumeTrainer):
                 break
             batch = replace_groups(batch, self._fresh(most, round_), self.num_generations)
         if self._refill_rounds:
-            mask = batch["completion_mask"] * batch.get("tool_mask", 1)
-            batch["num_items_in_batch"] = self.accelerator.gather(mask.sum()).sum()
+            batch["num_items_in_batch"] = self.accelerator.gather(batch["completion_mask"].sum()).sum()
             left = self.accelerator.gather(dead_groups(batch, self.num_generations).float())
             self._metrics["train"]["dead_groups"].append(left.mean().item())
         return batch

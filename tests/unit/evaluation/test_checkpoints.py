@@ -51,6 +51,8 @@ def test_a_run_folder_is_its_base_and_all_its_checkpoints_in_order(run: Path):
     assert names_in(run) == [*names, "final model"]
     (run / "held_out.json").write_text('[{"step": 10, "final": true}, {"step": 100}]')  # load_best_model_at_end
     assert names_in(run) == [*names, "final model (step 10)"]
+    (run / "trainer_state.json").unlink()  # as a run that goes on does
+    assert names_in(run) == names
     for path in (run, run / "checkpoint-9"):
         assert {checkpoint.run_folder for checkpoint in resolve(str(path))} == {run}
 

@@ -13,7 +13,7 @@ from unittest import mock
 import pytest
 from test_memory import QWEN
 
-from conftest import ACCELERATE_CONFIGS, ROOT, TINY_RECIPE, program_environment
+from conftest import ACCELERATE_CONFIGS, ROOT, TINY_MODEL, TINY_RECIPE, flags, program_environment
 from mini_r1.common import RecipeError
 from mini_r1.countdown import TASK
 from mini_r1.recipe import checks, placement, plan
@@ -87,6 +87,12 @@ def test_a_plan_for_this_machine(tmp_path: Path):
     text = "\n".join(plan_of(TINY, "--output_dir", str(tmp_path / "run"), *differing).lines)
     assert "not measured for this recipe" in text
     assert "hf_abcdefgh" not in text
+
+
+def test_keys_alone_are_a_recipe_too():
+    keys = {"model_name_or_path": TINY_MODEL, "dataset_id_or_path": "generate"}
+    keys |= {"max_steps": 3, "use_cpu": True, "bf16": False, "output_dir": "x", "attn_implementation": "sdpa"}
+    assert "not measured for this recipe" in "\n".join(make_plan(read_recipe(flags(**keys), TASK)).lines)
 
 
 @pytest.mark.parametrize(

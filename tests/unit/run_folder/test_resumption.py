@@ -268,7 +268,9 @@ def test_weights_without_an_optimizer_are_nothing_to_go_on_from(tmp_path: Path):
         find(settings(tmp_path))
     (folder / "adapter_config.json").touch()
     write_manifest(folder, {"step": 10})
-    with pytest.raises(RunError, match=r"save_only_model.* merge it into its base model, python -c .*/merged and "):
+    with pytest.raises(
+        RunError, match=r"save_only_model.* merge it into its base model, python scripts/export.py .*/merged$"
+    ):
         find(settings(tmp_path))
 
 

@@ -68,15 +68,16 @@ def test_a_model_that_is_not_here_is_not_looked_for_by_a_plan():
 
 def test_an_adapter_is_refused_with_a_command_that_merges_it(tmp_path: Path):
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     adapter = tmp_path / "an adapter's"
     base = AutoModelForCausalLM.from_pretrained(TINY_MODEL)
     get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])).save_pretrained(adapter)
+    AutoTokenizer.from_pretrained(TINY_MODEL).save_pretrained(adapter)  # as a run does
     assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == str(TINY_MODEL)
     with pytest.raises(RecipeError, match=r"^model_name_or_path: .* is a LoRA adapter: merge it") as refused:
         find_shape(str(adapter), None, ask_hub=False)
     command, keys = str(refused.value).partition("python ")[2].split(", and write ")
-    assert keys == f"model_name_or_path: {adapter}/merged and tokenizer_name_or_path: {adapter}"
+    assert keys == f"model_name_or_path: {adapter}/merged"
     subprocess.run([sys.executable, *shlex.split(command)], cwd=ROOT, check=True, capture_output=True)
     assert find_shape(str(adapter / "merged"), None, ask_hub=False) == find_shape(str(TINY_MODEL), None, ask_hub=False)
