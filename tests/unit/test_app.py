@@ -241,7 +241,7 @@ def test_a_random_puzzle_and_a_tally_over_many(browser: Any, page: str):
     wait_until(lambda: browser.execute_script(typed) != before, SECONDS, "a puzzle")
     puzzle = parse_puzzle(browser.execute_script(typed))
     assert len(puzzle.nums) == 3
-    browser.execute_script("for (let i = 0; i < 3; i++) document.querySelector('#think').click()")
+    press(browser, "think")
     both = answers(browser, 2)
     assert shown(browser, "#note .tile") == [str(number) for number in (*puzzle.nums, puzzle.target)]
     assert [in_words(text, puzzle) for text, _ in both] == [said for _, said in both]
