@@ -26,13 +26,13 @@ import re
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mini_r1.common import DataError, run_cli
+from mini_r1.common import DataError, key, run_cli
 from mini_r1.countdown import SYSTEM_PROMPT, TASK, USER_PROMPT
 from mini_r1.countdown.dataset import PuzzleArguments
 from mini_r1.countdown.puzzle import Puzzle
@@ -71,31 +71,31 @@ CIRCLE_RADIUS = 0.3  # among weights of standard deviation 0.02; 0.1 learnt slow
 class TinyModelArguments:
     """The model that a cold start makes, and on how many puzzles it is measured."""
 
-    eval_puzzles: int = field(default=1024, metadata={"help": "Held-out puzzles to sample an answer for at the end."})
-    model_name_or_path: str | None = field(default=None, metadata={"help": "Train this model, not one from scratch."})
-    vocab_size: int = field(default=576, metadata={"help": "Largest size of the byte-level BPE vocabulary."})
-    hidden_size: int = field(default=128, metadata={"help": "Width of the model."})
-    intermediate_size: int = field(default=384, metadata={"help": "Width of its feed-forward layers."})
-    num_hidden_layers: int = field(default=5, metadata={"help": "Depth of the model."})
-    num_attention_heads: int = field(default=4, metadata={"help": "Attention heads per layer."})
+    eval_puzzles: int = key(1024, "Held-out puzzles to sample an answer for at the end.")
+    model_name_or_path: str | None = key(None, "Train this model, not one from scratch.")
+    vocab_size: int = key(576, "Largest size of the byte-level BPE vocabulary.")
+    hidden_size: int = key(128, "Width of the model.")
+    intermediate_size: int = key(384, "Width of its feed-forward layers.")
+    num_hidden_layers: int = key(5, "Depth of the model.")
+    num_attention_heads: int = key(4, "Attention heads per layer.")
 
 
 @dataclass
 class ColdStartArguments(TinyModelArguments):
     """What the recipe says beyond TRL's SFTConfig and the task's own keys; `dataset_seed` also seeds the traces."""
 
-    persistent_first_share: float = field(default=0.75, metadata={"help": "Share of training that never gives up."})
-    products_share: float = field(default=0.4, metadata={"help": "Share of puzzles that need * or /."})
-    hit_rate: float = field(default=0.25, metadata={"help": "Chance that an attempt is a solution."})
-    give_up_share: float = field(default=0.8, metadata={"help": "Share of later traces that lose heart."})
-    give_up_rate: float = field(default=0.8, metadata={"help": "Chance that those give up after a failed attempt."})
-    max_attempts: int = field(default=16, metadata={"help": "Attempts after which any trace gives up."})
+    persistent_first_share: float = key(0.75, "Share of training that never gives up.")
+    products_share: float = key(0.4, "Share of puzzles that need * or /.")
+    hit_rate: float = key(0.25, "Chance that an attempt is a solution.")
+    give_up_share: float = key(0.8, "Share of later traces that lose heart.")
+    give_up_rate: float = key(0.8, "Chance that those give up after a failed attempt.")
+    max_attempts: int = key(16, "Attempts after which any trace gives up.")
 
 
 def check_values(values: Namespace) -> None:
     """Refuses values that cannot work. Raises RecipeError, which names the key."""
-    for key in ("persistent_first_share", "products_share", "hit_rate", "give_up_share", "give_up_rate"):
-        require(0 <= getattr(values, key) <= 1, key, "between 0 and 1", getattr(values, key))
+    for share in ("persistent_first_share", "products_share", "hit_rate", "give_up_share", "give_up_rate"):
+        require(0 <= getattr(values, share) <= 1, share, "between 0 and 1", getattr(values, share))
     require_at_least(values, 1, "max_attempts")
     counts = values.number_counts or []
     require(max(counts, default=4) <= 4, "number_counts", "at most 4, more have too many attempts to list", counts)

@@ -21,11 +21,11 @@ from __future__ import annotations
 import os
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from mini_r1.common import run_cli
+from mini_r1.common import key, run_cli
 from mini_r1.reasoning_gym import SYSTEM_PROMPT, TASK, USER_PROMPT, GymArguments, entry
 from mini_r1.recipe.checks import check_writable, require
 from mini_r1.recipe.parsing import parse
@@ -37,16 +37,16 @@ from run_cold_start import TinyModelArguments, check_training_values, train
 class ChainArguments(TinyModelArguments):
     """What the recipe says beyond TRL's SFTConfig and the task's own keys; `dataset_seed` also seeds the chains."""
 
-    give_up_share: float = field(default=0.6, metadata={"help": "Share of chains that lose heart."})
-    give_up_rate: float = field(default=0.5, metadata={"help": "Chance that those give up before each further animal."})
-    slip_rate: float = field(default=0.3, metadata={"help": "Chance of a wrong number of legs, for each animal."})
-    notice_rate: float = field(default=0.4, metadata={"help": "Chance that a slip is noticed at once."})
+    give_up_share: float = key(0.6, "Share of chains that lose heart.")
+    give_up_rate: float = key(0.5, "Chance that those give up before each further animal.")
+    slip_rate: float = key(0.3, "Chance of a wrong number of legs, for each animal.")
+    notice_rate: float = key(0.4, "Chance that a slip is noticed at once.")
 
 
 def check_values(values: Namespace) -> None:
     """Refuses values that cannot work. Raises RecipeError, which names the key."""
-    for key in ("give_up_share", "give_up_rate", "slip_rate", "notice_rate"):
-        require(0 <= getattr(values, key) <= 1, key, "between 0 and 1", getattr(values, key))
+    for share in ("give_up_share", "give_up_rate", "slip_rate", "notice_rate"):
+        require(0 <= getattr(values, share) <= 1, share, "between 0 and 1", getattr(values, share))
     require(values.task == "leg_counting", "task", "leg_counting, whose chains are written here", values.task)
     GymArguments.check(values)  # type: ignore[arg-type]  # the same keys
     check_training_values(values)

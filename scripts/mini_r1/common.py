@@ -1,4 +1,4 @@
-"""What every room shares: errors for users, how a program ends, text that is safe to print, ranks.
+"""What every room shares: errors for users, how a program ends, recipe keys, text that is safe to print, ranks.
 
 Imports nothing of ours.
 """
@@ -6,10 +6,12 @@ Imports nothing of ours.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -123,6 +125,30 @@ def say(*lines: str) -> None:
     """Prints lines, by the first process of each node only."""
     if is_first_process():
         print(*lines, sep="\n", flush=True)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Recipe keys
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def key(default: Any, text: str) -> Any:
+    """A dataclass field that is a recipe key, with its default and its `--help`."""
+    return field(default=default, metadata={"help": text})
+
+
+def pairs(name: str, given: Any) -> dict[str, Any] | None:
+    """The value of a recipe key that holds `name: value` pairs, which on the command line are JSON.
+
+    Raises RecipeError when it is neither.
+    """
+    try:
+        given = json.loads(given) if isinstance(given, str) else given
+    except ValueError as error:
+        raise RecipeError(f"{name} must be a JSON object on the command line: {error}") from error
+    if not isinstance(given, dict | None):
+        raise RecipeError(f"{name} must be `name: value` pairs, got {given!r}")
+    return given
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mini_r1.common import LIBRARY_ERRORS, RecipeError, one_line
+from mini_r1.common import LIBRARY_ERRORS, RecipeError, key, one_line, pairs
 from mini_r1.task import GeneratedPuzzles, Split, Task, Verdict, split_puzzles
 
 SYSTEM_PROMPT = "You are a careful problem solver. You think first and answer afterwards."
@@ -74,13 +74,13 @@ class Puzzle(NamedTuple):
 class GymArguments(GeneratedPuzzles):
     """Which questions. Every field is a recipe key."""
 
-    task: str = field(default="", metadata={"help": "Name of reasoning-gym's task, as leg_counting."})
+    task: str = key("", "Name of reasoning-gym's task, as leg_counting.")
     task_config: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Its configuration, as {max_animals: 4}; what is left out has its default."}
     )
 
     def __post_init__(self) -> None:
-        self.task_config = _pairs(self.task_config)
+        self.task_config = pairs("task_config", self.task_config) or {}
 
     def check(self) -> None:
         """Refuses values that cannot work. Raises RecipeError, which names the key."""
@@ -88,26 +88,15 @@ class GymArguments(GeneratedPuzzles):
         _generator(self.task, _config(self))
 
 
-def _pairs(given: Any) -> dict[str, Any]:
-    """`task_config` as a dict; on the command line it is JSON. Raises RecipeError when it is neither."""
-    try:
-        given = json.loads(given) if isinstance(given, str) else given
-    except ValueError as error:
-        raise RecipeError(f"task_config must be a JSON object on the command line: {error}") from error
-    if not isinstance(given, dict | None):
-        raise RecipeError(f"task_config must be `name: value` pairs, got {given!r}")
-    return given or {}
-
-
 def _config(arguments: GymArguments) -> str:
     """The generator's configuration as JSON, in which equal ones are written alike. Raises RecipeError."""
-    pairs = _pairs(arguments.task_config)
-    for key, ours in (("seed", "dataset_seed"), ("size", "dataset_rows")):
-        if key in pairs:
-            raise RecipeError(f"task_config has no {key} here: write the key {ours} instead")
+    given = pairs("task_config", arguments.task_config) or {}
+    for theirs, ours in (("seed", "dataset_seed"), ("size", "dataset_rows")):
+        if theirs in given:
+            raise RecipeError(f"task_config has no {theirs} here: write the key {ours} instead")
     # Most generators seed question n with seed + n: neighbouring seeds would give the same questions, shifted.
     own = {"seed": arguments.dataset_seed * 1_000_000 % 2**32, "size": arguments.dataset_rows}
-    return json.dumps(pairs | own, sort_keys=True)
+    return json.dumps(given | own, sort_keys=True)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -12,12 +12,12 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from mini_r1.common import DataError, RecipeError, RunError
+from mini_r1.common import DataError, RecipeError, RunError, key
 
 # The held-out side never takes more than this share of the puzzles.
 MAX_HELD_OUT_SHARE = 0.10
@@ -138,26 +138,22 @@ def split_puzzles(puzzles: Iterable[Any], key: Callable[[Any], str], held_out_pu
     return Split(train, list(held_out.values()), share, dropped)
 
 
-def _key(default: int, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
-
-
 @dataclass
 class GeneratedPuzzles:
     """The recipe's keys about puzzles of a task that makes them up. Others go into a child of this class."""
 
-    dataset_rows: int = _key(10_000, "Puzzles to make.")
-    dataset_seed: int = _key(42, "Seed of the generator.")
-    held_out_puzzles: int = _key(1024, "Puzzles' worth to keep out of training, at most a tenth of all.")
+    dataset_rows: int = key(10_000, "Puzzles to make.")
+    dataset_seed: int = key(42, "Seed of the generator.")
+    held_out_puzzles: int = key(1024, "Puzzles' worth to keep out of training, at most a tenth of all.")
 
     def is_local(self) -> bool:
         return True  # nothing is downloaded
 
     def check(self) -> None:
         """Refuses values that cannot work. Raises RecipeError, which names the key."""
-        for key, least in (("dataset_rows", 1), ("held_out_puzzles", 0)):
-            if getattr(self, key) < least:
-                raise RecipeError(f"{key} must be {least} or more, got {getattr(self, key)}")
+        for name, least in (("dataset_rows", 1), ("held_out_puzzles", 0)):
+            if getattr(self, name) < least:
+                raise RecipeError(f"{name} must be {least} or more, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Is the probe right? Its verdicts on eight tiny recipes beside what twenty steps of each then did.
+"""Is the probe right? Its verdicts on nine tiny recipes beside what twenty steps of each then did.
 
     python tests/benchmarks/bench_probe.py                      # about 35 minutes on two idle cores
     python tests/benchmarks/bench_probe.py --only untrained
@@ -31,6 +31,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("three numbers", THREE, {}),
     ("pairs: groups of two", TINY, {"num_generations": 2}),
     ("nearly greedy", TINY, {"temperature": 0.05}),
+    ("five numbers", TINY, {"number_counts": 5}),
     ("six numbers", TINY, {"number_counts": 6}),
     ("no room to answer", TINY, {"max_completion_length": 16}),
     ("untrained", TINY, {"model_name_or_path": "{untrained}", "max_completion_length": 64}),

@@ -21,7 +21,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from mini_r1.common import DataError, RecipeError, first_line
+from mini_r1.common import DataError, RecipeError, first_line, key
 from mini_r1.countdown.generator import MAX_GENERATED_NUMBER, generate_puzzles
 from mini_r1.countdown.puzzle import MAX_NUMBERS, Puzzle, is_held_out, parse_row, puzzle_key
 from mini_r1.task import MAX_HELD_OUT_SHARE, Split, split_puzzles
@@ -34,25 +34,20 @@ LFS_POINTER = b"version https://git-lfs"  # how the file begins that stands in f
 MAX_BAD_ROWS_SHOWN = 5
 
 
-def _key(default: Any, text: str) -> Any:
-    """A recipe key with its default and its `--help`."""
-    return field(default=default, metadata={"help": text})
-
-
 @dataclass
 class PuzzleArguments:
     """Where puzzles come from. Every field is a recipe key."""
 
-    dataset_id_or_path: str = _key(
+    dataset_id_or_path: str = key(
         "Jiayi-Pan/Countdown-Tasks-3to4",
         "A data set on the Hub, a local parquet/JSONL/JSON/CSV/TSV file or folder, or `generate`.",
     )
-    dataset_split: str = _key(
+    dataset_split: str = key(
         "train", "Split of the Hub data set, or of the folder, to draw from, or several: train+test."
     )
-    dataset_rows: int = _key(50_000, "Puzzles to generate, or to draw at random from the data set (0: all).")
-    dataset_seed: int = _key(42, "Seed of the generator or of the draw.")
-    on_bad_row: str = _key("drop", "Rows that are no puzzle: `drop` (and report) or `fail`.")
+    dataset_rows: int = key(50_000, "Puzzles to generate, or to draw at random from the data set (0: all).")
+    dataset_seed: int = key(42, "Seed of the generator or of the draw.")
+    on_bad_row: str = key("drop", "Rows that are no puzzle: `drop` (and report) or `fail`.")
     number_counts: list[int] = field(
         default_factory=[3, 4].copy, metadata={"help": "generate: how many numbers a puzzle has (2..6)."}
     )
@@ -62,7 +57,7 @@ class PuzzleArguments:
     target_range: list[int] = field(
         default_factory=[10, 100].copy, metadata={"help": "generate: inclusive range of the targets."}
     )
-    held_out_puzzles: int = _key(1024, "Puzzles' worth to keep out of training, at most a tenth of all.")
+    held_out_puzzles: int = key(1024, "Puzzles' worth to keep out of training, at most a tenth of all.")
 
     def is_local(self) -> bool:
         """Whether the puzzles come from this machine: `generate`, or what looks like a file or a folder."""
@@ -73,7 +68,7 @@ class PuzzleArguments:
         """Refuses values that cannot work. Raises RecipeError, which names the key."""
         counts, numbers, targets = self.number_counts, self.number_range, self.target_range
         numbers_fit = len(numbers) == 2 and 1 <= numbers[0] <= numbers[1] <= MAX_GENERATED_NUMBER
-        for key, rule, holds in (
+        for name, rule, holds in (
             ("held_out_puzzles", "0 or more", self.held_out_puzzles >= 0),
             ("dataset_rows", "0 or more", self.dataset_rows >= 0),
             ("dataset_rows", "1 or more to generate", self.dataset_rows or self.dataset_id_or_path != GENERATE),
@@ -83,7 +78,7 @@ class PuzzleArguments:
             ("target_range", "[low, high]", len(targets) == 2 and targets[0] <= targets[1]),
         ):
             if not holds:
-                raise RecipeError(f"{key} must be {rule}, got {getattr(self, key)!r}")
+                raise RecipeError(f"{name} must be {rule}, got {getattr(self, name)!r}")
 
     def could_train_on(self, split: dict[str, Any], puzzle: Puzzle) -> bool:
         """Whether a run with these arguments, and this `split` part of its `run.json`, may have trained on a puzzle."""

@@ -1,7 +1,7 @@
 """Will a run learn? A verdict on a few sampled groups, in words, with the change to make.
 
-The thresholds were fixed before any run was predicted with them, and its predictions have not been compared with runs
-yet. GRPO learns from groups that hold better and worse answers; everything else is about getting some.
+The thresholds were fixed before any run was predicted with them; README.md compares the predictions with runs. GRPO
+learns from groups that hold better and worse answers; everything else is about getting some.
 """
 
 from __future__ import annotations

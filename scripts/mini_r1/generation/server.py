@@ -22,9 +22,8 @@ from typing import Any
 
 import httpx
 
-from mini_r1.common import ServerError
+from mini_r1.common import ServerError, pairs
 from mini_r1.recipe import Recipe
-from mini_r1.recipe.arguments import further_arguments
 from mini_r1.recipe.placement import TRL_SERVER_PORT, Placement, free_port, installed_vllm, server_host
 
 logger = logging.getLogger(__name__)
@@ -60,7 +59,7 @@ def engine_arguments(recipe: Recipe, on_cpu: bool) -> dict[str, Any]:
         "enforce_eager": on_cpu or None,
     }
     named = {name: value for name, value in arguments.items() if value is not None}
-    return named | (further_arguments(recipe.vllm.vllm_engine_args) or {})
+    return named | (pairs("vllm_engine_args", recipe.vllm.vllm_engine_args) or {})
 
 
 def _as_flags(arguments: Mapping[str, Any]) -> list[str]:

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mini_r1.common import RecipeError
-
-
-def key(default: Any, text: str) -> Any:
-    """A field with its default and its `--help`."""
-    return field(default=default, metadata={"help": text})
+from mini_r1.common import key, pairs
 
 
 @dataclass
@@ -54,19 +48,7 @@ class VLLMArguments:
     )
 
     def __post_init__(self) -> None:
-        self.vllm_engine_args = further_arguments(self.vllm_engine_args)
-
-
-def further_arguments(given: Any) -> dict[str, Any] | None:
-    """`vllm_engine_args` as a dict; on the command line it is JSON. Raises RecipeError when it is neither."""
-    if isinstance(given, str):
-        try:
-            given = json.loads(given)
-        except ValueError as error:
-            raise RecipeError(f"vllm_engine_args must be a JSON object on the command line: {error}") from error
-    if given is not None and not isinstance(given, dict):
-        raise RecipeError(f"vllm_engine_args must be `name: value` pairs, got {given!r}")
-    return given
+        self.vllm_engine_args = pairs("vllm_engine_args", self.vllm_engine_args)
 
 
 # TensorBoard's files and the samples, by name, and their folders in the run folder.
