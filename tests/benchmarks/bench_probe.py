@@ -1,6 +1,6 @@
-"""Is the probe right? Its verdicts on nine tiny recipes beside what twenty steps of each then did.
+"""Is the probe right? Its verdicts on ten tiny recipes beside what twenty steps of each then did.
 
-    python tests/benchmarks/bench_probe.py                      # about 35 minutes on two idle cores
+    python tests/benchmarks/bench_probe.py                      # about 40 minutes on two idle cores
     python tests/benchmarks/bench_probe.py --only untrained
 
 A run learnt if its held-out success rose by MUCH or more and the 95 % intervals before and after do not overlap; it
@@ -31,7 +31,8 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("three numbers", THREE, {}),
     ("pairs: groups of two", TINY, {"num_generations": 2}),
     ("nearly greedy", TINY, {"temperature": 0.05}),
-    ("five numbers", TINY, {"number_counts": 5}),
+    ("hot", TINY, {"temperature": 2.0}),
+    ("two puzzles a step", TINY, {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 1}),
     ("six numbers", TINY, {"number_counts": 6}),
     ("no room to answer", TINY, {"max_completion_length": 16}),
     ("untrained", TINY, {"model_name_or_path": "{untrained}", "max_completion_length": 64}),
